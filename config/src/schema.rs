@@ -1,0 +1,310 @@
+//! The schema: every key of every process, with its default. Units are in the names.
+//!
+//! What it does not do: read files or judge values; see `load` and `validate`.
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+/// The whole file. Each process reads the sections that concern it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub log: Log,
+    pub capture: Capture,
+    pub sidecar: Sidecar,
+    pub node: Node,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a tracing-subscriber filter expression.
+    pub level: String,
+    pub format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// What `rdmesh-proxy init` programs into the pod's network namespace.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Capture {
+    /// Destinations that are captured. Everything by default.
+    pub include_outbound_cidrs: Vec<IpNet>,
+    pub exclude_outbound_cidrs: Vec<IpNet>,
+    /// Destination ports that are captured; empty means all.
+    pub include_outbound_ports: Vec<u16>,
+    pub exclude_outbound_ports: Vec<u16>,
+    /// Ports of the application that peers reach without the mesh.
+    pub exclude_inbound_ports: Vec<u16>,
+    /// Mark on the proxy's own sockets: never captured.
+    pub mark: u32,
+    /// Routing table that makes foreign source addresses local.
+    pub route_table: u32,
+    pub rule_priority: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sidecar {
+    /// Where redirected connections arrive; the port the capture redirects to.
+    pub listen_port: u16,
+    pub admin: SocketAddr,
+    /// The node proxy's socket for this pod.
+    pub node_socket: PathBuf,
+    pub connections_max: u32,
+    pub connect_timeout_ms: u64,
+    pub drain_timeout_ms: u64,
+    pub reconnect_backoff_min_ms: u64,
+    pub reconnect_backoff_max_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Node {
+    /// The node's name: the SAN of its certificate and its name in the directory. Required by `node`.
+    pub name: String,
+    /// Where peers arrive (handshake and `tcp` fabric).
+    pub listen: SocketAddr,
+    pub admin: SocketAddr,
+    /// Holds one directory per pod, named by the pod's uid, each with the pod's `node.sock`.
+    pub pods_dir: PathBuf,
+    pub workers: u32,
+    pub io: Io,
+    pub polling: Polling,
+    /// Longest time a worker polls without sleeping after its last event (`polling: adaptive`).
+    pub polling_spin_us: u64,
+    pub fabric: Fabric,
+    /// Whether the payload of `tcp` links is encrypted. The handshake always is.
+    pub encrypt: bool,
+    pub tls: Tls,
+    pub directory: Directory,
+    pub limits: Limits,
+    pub timeouts: Timeouts,
+}
+
+/// How a worker reads and writes sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Io {
+    Auto,
+    Uring,
+    Readiness,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Polling {
+    Off,
+    Adaptive,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fabric {
+    Auto,
+    Tcp,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tls {
+    pub ca: PathBuf,
+    pub cert: PathBuf,
+    pub key: PathBuf,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Directory {
+    /// The static directory file; see [`DirectoryFile`].
+    pub file: PathBuf,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    pub peers_max: u32,
+    pub streams_max: u32,
+    pub streams_per_pod_max: u32,
+    /// Sum of all receive windows granted to peers.
+    pub window_budget_bytes: u64,
+    /// A stream's window at its start.
+    pub window_initial_bytes: u32,
+    pub window_max_bytes: u32,
+    /// Largest message on a lane, header included.
+    pub message_bytes_max: u32,
+    /// Receive buffers granted per lane (credits).
+    pub lane_credits: u32,
+    /// Registered memory of one worker for data on its way out.
+    pub slab_bytes: u64,
+    pub pending_handshakes_max: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    pub handshake_ms: u64,
+    /// A stream that the far side has neither opened nor refused by then is refused.
+    pub open_ms: u64,
+    /// How long a lane lives without a link before its streams are reset.
+    pub lane_resume_ms: u64,
+    pub keepalive_interval_ms: u64,
+    /// Silence on a link after which it counts as broken.
+    pub keepalive_timeout_ms: u64,
+    pub reconnect_backoff_min_ms: u64,
+    pub reconnect_backoff_max_ms: u64,
+    pub drain_ms: u64,
+}
+
+/// The static directory file: who is where. A separate YAML document, reloaded while running.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct DirectoryFile {
+    pub nodes: Vec<NodeEntry>,
+    pub pods: Vec<PodEntry>,
+    pub services: Vec<ServiceEntry>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeEntry {
+    pub name: String,
+    /// Where the node proxy listens for peers.
+    pub address: SocketAddr,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PodEntry {
+    pub name: String,
+    pub uid: String,
+    pub node: String,
+    pub addresses: Vec<IpAddr>,
+    /// Ports of the application that are reached without the mesh.
+    #[serde(default)]
+    pub exclude_inbound_ports: Vec<u16>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceEntry {
+    pub name: String,
+    pub addresses: Vec<IpAddr>,
+    pub ports: Vec<ServicePort>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServicePort {
+    pub port: u16,
+    pub endpoints: Vec<Endpoint>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Endpoint {
+    pub address: SocketAddr,
+    #[serde(default = "yes")]
+    pub ready: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::Text }
+    }
+}
+
+impl Default for Capture {
+    fn default() -> Self {
+        Self {
+            include_outbound_cidrs: vec!["0.0.0.0/0".parse().expect("valid"), "::/0".parse().expect("valid")],
+            exclude_outbound_cidrs: Vec::new(),
+            include_outbound_ports: Vec::new(),
+            exclude_outbound_ports: Vec::new(),
+            exclude_inbound_ports: Vec::new(),
+            mark: 0x7264,
+            route_table: 157,
+            rule_priority: 157,
+        }
+    }
+}
+
+impl Default for Sidecar {
+    fn default() -> Self {
+        Self {
+            listen_port: 15701,
+            admin: "127.0.0.1:15791".parse().expect("valid"),
+            node_socket: "/run/rdmesh/node.sock".into(),
+            connections_max: 8192,
+            connect_timeout_ms: 10_000,
+            drain_timeout_ms: 30_000,
+            reconnect_backoff_min_ms: 20,
+            reconnect_backoff_max_ms: 2_000,
+        }
+    }
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            listen: "0.0.0.0:15700".parse().expect("valid"),
+            admin: "127.0.0.1:15790".parse().expect("valid"),
+            pods_dir: "/run/rdmesh/pods".into(),
+            workers: 1,
+            io: Io::Auto,
+            polling: Polling::Off,
+            polling_spin_us: 50,
+            fabric: Fabric::Auto,
+            encrypt: true,
+            tls: Tls::default(),
+            directory: Directory::default(),
+            limits: Limits::default(),
+            timeouts: Timeouts::default(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            peers_max: 5_000,
+            streams_max: 65_536,
+            streams_per_pod_max: 16_384,
+            window_budget_bytes: 512 << 20,
+            window_initial_bytes: 16 << 10,
+            window_max_bytes: 4 << 20,
+            message_bytes_max: 64 << 10,
+            lane_credits: 64,
+            slab_bytes: 64 << 20,
+            pending_handshakes_max: 64,
+        }
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            handshake_ms: 5_000,
+            open_ms: 10_000,
+            lane_resume_ms: 30_000,
+            keepalive_interval_ms: 1_000,
+            keepalive_timeout_ms: 5_000,
+            reconnect_backoff_min_ms: 20,
+            reconnect_backoff_max_ms: 2_000,
+            drain_ms: 10_000,
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Everything in rdmesh that needs `unsafe`, behind safe interfaces: slab memory, netlink
+//! expressions that nftnl lacks, socket options that no safe crate offers.
+//!
+//! What it does not do: decide anything. No policy, no protocol, no logging.
+
+pub mod nft;
+pub mod slab;
+pub mod sockopt;

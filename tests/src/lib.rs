@@ -1,0 +1,1 @@
+//! The lab and helpers of the end-to-end tests.
