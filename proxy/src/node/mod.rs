@@ -1,1 +1,5 @@
-//! (to come)
+//! The node proxy: peers, workers and what passes between them.
+
+pub mod mailbox;
+pub mod messages;
+pub mod peers;
