@@ -15,6 +15,9 @@ mod reason;
 mod socket;
 mod wire;
 
+#[cfg(test)]
+mod tests;
+
 pub use channel::{Channel, QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX};
 pub use error::{HandoffError, WireError};
 pub use reason::{DialFailure, PassthroughReason, RejectReason};
