@@ -2,8 +2,13 @@
 //!
 //! What it does not do: carry bytes of streams; those never leave their worker.
 
+use super::status::WorkerStatus;
+use crate::directory::Pod;
 use crate::fabric::Established;
+use crate::handoff::Channel;
 use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::oneshot;
 
 pub use super::mailbox::Mailbox;
 
@@ -88,6 +93,12 @@ pub enum Command {
     PeerUnavailable { peer: NodeName, reason: UnavailableReason },
     /// The peer is about to stop: open no new streams to it.
     PeerDraining { peer: NodeName },
+    /// A pod's sidecar has connected and was greeted.
+    Handoff { pod: Arc<Pod>, channel: Channel },
+    /// Tell the worker's state.
+    Inspect { answer: oneshot::Sender<WorkerStatus> },
+    /// Open no new streams, and end at `until` whatever is left.
+    Drain { until: Instant },
 }
 
 /// Worker to control thread. A worker that finds the queue full keeps the request and sends it

@@ -5,7 +5,7 @@ use super::engine::{Event, Token};
 use super::lane::{Carrier, LaneSlot};
 use super::slots::Key;
 use crate::fabric::{Broken, Established, Link, Received, select};
-use crate::metrics::{FabricKind, PassthroughReason};
+use crate::metrics::{Direction, FabricKind, FailoverReason, PassthroughReason};
 use crate::mux::{self, Lane, Open};
 use crate::node::messages::{LinkId, NodeName, Request, Side, UnavailableReason};
 use rdmesh_sys::slab::Payload;
@@ -117,17 +117,17 @@ impl Worker {
             self.engine.remove(link.descriptor());
         }
         slot.mux.link_down(self.now);
-        self.metrics.lane_up(&slot.peer, slot.number, slot.fabric, false);
+        self.node_metrics.lane(&slot.peer, slot.number.into(), slot.fabric, false);
         true
     }
 
-    fn link_broken(&mut self, key: Key, reason: String) {
+    fn link_broken(&mut self, key: Key, failover: FailoverReason, reason: String) {
         if !self.drop_link(key) {
             return;
         }
         let Some(slot) = self.lanes.get_mut(key) else { return };
         warn!(peer = &*slot.peer, lane = slot.number, reason, "link broken, another is wanted");
-        self.metrics.lane_failover("link_broken");
+        self.node_metrics.failover(failover);
         let request = Request::LinkBroken {
             peer: NodeName::clone(&slot.peer),
             lane: slot.number,
@@ -148,7 +148,7 @@ impl Worker {
             self.drop_link(key);
             let Some(slot) = self.lanes.get_mut(key) else { continue };
             debug!(peer = &**peer, lane = slot.number, streams = slot.streams.len(), "peer is gone");
-            slot.mux.abandon();
+            slot.mux.abandon(self.now);
             slot.carrier = Carrier::None;
             self.pass_waiting(key, PassthroughReason::PeerUnavailable);
             self.serve(key);
@@ -221,11 +221,11 @@ impl Worker {
         };
         let mut messages = std::mem::take(&mut self.messages);
         let received = link.receive(&mut messages);
-        self.metrics.messages_received(slot.fabric, messages.len() as u64);
+        self.metrics.messages(Direction::Received, slot.fabric, messages.len() as u64);
         let mut failed = None;
         for message in messages.drain(..) {
             if let Err(error) = slot.mux.on_message(message, self.now) {
-                failed = Some(Broken::from(error).to_string());
+                failed = Some(Broken::from(error));
                 break;
             }
             slot.mux.grant(1);
@@ -234,12 +234,12 @@ impl Worker {
         match received {
             Ok(Received::Drained) => slot.readable = false,
             Ok(Received::More) => self.serve(key),
-            Err(error) => failed = failed.or_else(|| Some(error.to_string())),
+            Err(error) => failed = failed.or(Some(error)),
         }
-        if let Some(reason) = failed {
+        if let Some(error) = failed {
             // What came before the break still counts.
             self.lane_events(key);
-            self.link_broken(key, reason);
+            self.link_broken(key, failover(&error), error.to_string());
         }
     }
 
@@ -266,9 +266,9 @@ impl Worker {
                         break;
                     }
                 }
-                self.metrics.messages_sent(slot.fabric, sent);
+                self.metrics.messages(Direction::Sent, slot.fabric, sent);
                 if let Err(error) = result {
-                    self.link_broken(key, error.to_string());
+                    self.link_broken(key, failover(&error), error.to_string());
                 }
             }
             Carrier::Twin(other) => {
@@ -287,8 +287,8 @@ impl Worker {
             return;
         }
         let Some(slot) = self.lanes.get_mut(key) else { return };
-        self.metrics.messages_sent(slot.fabric, messages.len() as u64);
-        self.metrics.messages_received(slot.fabric, messages.len() as u64);
+        self.metrics.messages(Direction::Sent, slot.fabric, messages.len() as u64);
+        self.metrics.messages(Direction::Received, slot.fabric, messages.len() as u64);
         for message in messages {
             if let Err(error) = slot.mux.on_parts(message.head, message.tails.into_iter(), self.now) {
                 warn!(%error, "the same-node lane spoke wrongly to itself");
@@ -317,8 +317,8 @@ impl Worker {
             E::Reset { id, reason } => self.on_stream(key, id, |w, s| w.stream_reset(s, reason)),
             E::Writable { id } => self.on_stream(key, id, Self::read_later),
             E::Closed { id } => self.on_stream(key, id, Self::stream_closed),
-            E::LinkDead { reason } => self.link_broken(key, reason.to_string()),
-            E::Lost { reason } => self.lane_lost(key, &reason.to_string()),
+            E::LinkDead { reason } => self.link_broken(key, FailoverReason::Keepalive, reason.as_str().to_owned()),
+            E::Lost { reason } => self.lane_lost(key, reason.as_str()),
             E::Goaway => {
                 if let Some(slot) = self.lanes.get_mut(key) {
                     slot.draining = true;
@@ -340,7 +340,7 @@ impl Worker {
         slot.attached = true;
         slot.draining = false;
         if !slot.peer.is_empty() {
-            self.metrics.lane_up(&slot.peer, slot.number, slot.fabric, true);
+            self.node_metrics.lane(&slot.peer, slot.number.into(), slot.fabric, true);
             info!(peer = &*slot.peer, lane = slot.number, resumed, "lane attached");
         }
         let waiting = std::mem::take(&mut slot.waiting);
@@ -353,7 +353,6 @@ impl Worker {
     fn lane_lost(&mut self, key: Key, reason: &str) {
         let Some(slot) = self.lanes.get_mut(key) else { return };
         warn!(peer = &*slot.peer, lane = slot.number, reason, "lane lost, its streams were reset");
-        self.metrics.lane_failover("lane_lost");
         if !matches!(slot.carrier, Carrier::Link(_)) {
             slot.carrier = Carrier::None;
             let request = Request::LaneIdle { peer: NodeName::clone(&slot.peer), lane: slot.number };
@@ -405,6 +404,14 @@ impl Worker {
         next = next.max(self.now + Duration::from_micros(100));
         slot.timer = Some(next);
         self.timers.push(Reverse((next, key.index, key.generation)));
+    }
+}
+
+fn failover(error: &Broken) -> FailoverReason {
+    match error {
+        Broken::Closed => FailoverReason::PeerClosed,
+        Broken::Framing(_) => FailoverReason::Protocol,
+        Broken::Io(_) | Broken::Tls(_) => FailoverReason::LinkBroken,
     }
 }
 

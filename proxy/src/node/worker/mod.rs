@@ -14,8 +14,9 @@ mod slots;
 mod stream;
 mod streams;
 
-use crate::directory::Directory;
-use crate::metrics::WorkerMetrics;
+use crate::directory::Snapshot;
+use arc_swap::ArcSwap;
+use crate::metrics::{NodeMetrics, SlabState, WorkerMetrics};
 use crate::mux::{Budget, LaneConfig};
 use crate::node::messages::{Command, Mailbox, NodeName, Request};
 use crate::node::status::WorkerStatus;
@@ -27,7 +28,7 @@ use rdmesh_config::{Node, Polling};
 use rdmesh_sys::slab::{Payload, Slab};
 use slots::{Key, Slots};
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -38,19 +39,22 @@ use stream::Stream;
 pub struct Setup {
     pub index: usize,
     pub config: Node,
-    pub directory: Directory,
+    pub directory: Arc<ArcSwap<Snapshot>>,
     pub mailbox: Mailbox<Command>,
     pub requests: tokio::sync::mpsc::Sender<Request>,
     pub metrics: Arc<WorkerMetrics>,
+    /// For what happens rarely: lanes, failovers, rejections.
+    pub node_metrics: Arc<NodeMetrics>,
 }
 
 struct Worker {
     index: usize,
     config: Node,
-    directory: Directory,
+    directory: Arc<ArcSwap<Snapshot>>,
     mailbox: Mailbox<Command>,
     requests: tokio::sync::mpsc::Sender<Request>,
     metrics: Arc<WorkerMetrics>,
+    node_metrics: Arc<NodeMetrics>,
     engine: Engine,
     arena: Arena,
     receive_slab: Slab,
@@ -73,6 +77,8 @@ struct Worker {
     /// Requests that the control thread's queue had no room for.
     unsent: VecDeque<Request>,
     messages: Vec<Payload>,
+    /// Peers whose lies were logged.
+    distrusted: HashSet<NodeName>,
     next_handoff_id: u32,
     now: Instant,
     stop_at: Option<Instant>,
@@ -106,6 +112,8 @@ impl Worker {
             mailbox: setup.mailbox,
             requests: setup.requests,
             metrics: setup.metrics,
+            node_metrics: setup.node_metrics,
+            distrusted: HashSet::new(),
             engine,
             arena: Arena::new(slab),
             receive_slab,
@@ -206,7 +214,7 @@ impl Worker {
                 self.lane_timeout(key);
             }
         }
-        if self.stop_at.is_some_and(|at| at <= self.now || self.streams.len() == 0) {
+        if self.stop_at.is_some_and(|at| at <= self.now) {
             self.stopped = true;
         }
     }
@@ -235,8 +243,11 @@ impl Worker {
         let receive = &self.receive_slab;
         let used = (slab.buffers_total() - slab.buffers_free()) * slab.buffer_bytes();
         let held = (receive.buffers_total() - receive.buffers_free()) * receive.buffer_bytes();
-        self.metrics.set_slab_bytes(used as u64, held as u64);
-        self.metrics.set_window_granted_bytes(self.budget.granted());
+        let free = slab.buffers_free() * slab.buffer_bytes();
+        self.metrics.slab_bytes(SlabState::Free, free as u64);
+        self.metrics.slab_bytes(SlabState::InFlight, used as u64);
+        self.metrics.slab_bytes(SlabState::Received, held as u64);
+        self.metrics.windows(self.budget.granted(), self.budget.bytes_max());
     }
 
     fn commands(&mut self) {

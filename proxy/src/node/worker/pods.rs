@@ -8,17 +8,15 @@ use super::slots::Key;
 use super::stream::Stream;
 use crate::directory::{Decision, Pod};
 use crate::handoff::{self, Channel, DialFailure, HandoffError, ToNode, ToSidecar, check_stream_socket};
-use crate::metrics::{HandoffOutcome, PassthroughReason, Role};
+use crate::metrics::{HandoffOutcome, Outcome, PassthroughReason, PeerRejected, Role};
 use crate::mux::{Open, RefuseReason, StreamId};
+use crate::node::messages::NodeName;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 use tracing::{debug, info, warn};
-
-/// Messages taken from one sidecar before others have their turn.
-const MESSAGES_PER_TURN: usize = 64;
 
 /// A socket that the sidecar was asked to open.
 pub(super) struct Dial {
@@ -33,7 +31,7 @@ pub(super) struct PodSlot {
     channel: Option<Channel>,
     streams: u32,
     dials: HashMap<u32, Dial>,
-    /// Messages may wait that no event will tell of again.
+    /// Its lies are logged once.
     warned: bool,
 }
 
@@ -259,7 +257,7 @@ impl Worker {
     /// Gives a connection that was taken, and what was read from it, back to its sidecar.
     pub(super) fn give_back(&mut self, key: Key, reason: PassthroughReason) {
         let Some(stream) = self.unlist(key) else { return };
-        self.metrics.stream_ended(stream.role, stream.fabric, crate::metrics::Outcome::Returned);
+        self.metrics.stream_ended(stream.role, stream.fabric, Outcome::Returned);
         let Some(socket) = &stream.socket else { return };
         let early = stream.early.iter().flatten().flat_map(|part| part.iter().copied()).collect();
         if let Err(error) = stream.disarm() {
@@ -315,7 +313,8 @@ impl Worker {
         let Some(slot) = self.lanes.get(lane) else { return Err(RefuseReason::Internal) };
         let snapshot = self.directory.load();
         if !slot.peer.is_empty() && !snapshot.node_owns(&slot.peer, open.src.ip()) {
-            self.peers_rejected.bad_source(&slot.peer, open.src);
+            let peer = NodeName::clone(&slot.peer);
+            self.distrust_peer(&peer, open.src);
             return Err(RefuseReason::BadSource);
         }
         let fabric = slot.fabric;
@@ -348,6 +347,14 @@ impl Worker {
             slot.dials.insert(handoff_id, Dial { stream, src: open.src, dst: open.dst });
         }
         Ok(())
+    }
+
+    /// Counted each time, logged once per peer.
+    fn distrust_peer(&mut self, peer: &NodeName, src: SocketAddr) {
+        self.node_metrics.peer_rejected(PeerRejected::BadSource);
+        if self.distrusted.insert(peer.clone()) {
+            warn!(peer = &**peer, %src, "peer opened a stream from an address that is not its own; refused");
+        }
     }
 
     fn dialed(&mut self, key: Key, id: u32, socket: OwnedFd) {
