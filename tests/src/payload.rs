@@ -117,7 +117,12 @@ impl Pattern {
         self.fill(at, want);
         if got != want {
             let wrong = got.iter().zip(want.iter()).position(|(g, w)| g != w).unwrap_or(0);
-            panic!("byte {} is {:#04x}, sent was {:#04x}", at + wrong as u64, got[wrong], want[wrong]);
+            panic!(
+                "byte {} is {:#04x}, sent was {:#04x}",
+                at + wrong as u64,
+                got[wrong],
+                want[wrong]
+            );
         }
     }
 }

@@ -156,3 +156,44 @@ pub fn reset(stream: TcpStream) {
 pub fn any_v4() -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0)
 }
+
+/// Connects to where nobody serves: the connect must fail, or (behind a capture, which accepts
+/// before it knows) the connection must be reset without a byte, within `within`.
+///
+/// # Panics
+/// When the connection lives, ends cleanly, or is silent for longer.
+pub fn assert_refused(client: &Pod, to: SocketAddr, within: Duration) {
+    let start = std::time::Instant::now();
+    if let Ok(mut stream) = client.dial_within(to, within) {
+        let left = within.saturating_sub(start.elapsed()).max(Duration::from_millis(1));
+        stream.set_read_timeout(Some(left)).expect("read time-out");
+        let mut byte = [0];
+        match stream.read(&mut byte) {
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => {}
+            other => panic!("{to}: expected a reset within {within:?}, got {other:?}"),
+        }
+    }
+    assert!(start.elapsed() <= within + Duration::from_millis(500), "{to}: {:?}", start.elapsed());
+}
+
+/// Writes until the peer's end is noticed; the error's kind.
+///
+/// # Panics
+/// When a gigabyte could be written, or nothing happens within the write time-out.
+pub fn write_until_error(stream: &mut TcpStream) -> std::io::ErrorKind {
+    use std::io::Write;
+    let chunk = vec![0_u8; 16 << 10];
+    for _ in 0..65_536 {
+        if let Err(error) = stream.write_all(&chunk) {
+            assert!(
+                matches!(
+                    error.kind(),
+                    std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe
+                ),
+                "write: {error}"
+            );
+            return error.kind();
+        }
+    }
+    panic!("the peer is gone, and a gigabyte could be written to it");
+}

@@ -1,7 +1,7 @@
 //! Every byte arrives, once and in its place, whatever the sizes of writes and payloads.
 
-use rdmesh_tests::{Lab, Pattern, Plan, assert_tunnelled, lab, pair, two_pods};
 use rdmesh_tests::sockets::pair_of;
+use rdmesh_tests::{Lab, Pattern, Plan, assert_tunnelled, lab, pair, two_pods};
 use std::net::{Shutdown, TcpStream};
 
 /// Sends `up` and `down` at once, each in writes of `step` bytes, and checks both.

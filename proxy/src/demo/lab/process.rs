@@ -86,7 +86,8 @@ pub fn run_any(
     let child = start(site, netns, command)?;
     let mut process = Process { name: describe(command), child, log: err.0.clone() };
     let status = process.wait(within);
-    let read = |path: &Path| String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into();
+    let read =
+        |path: &Path| String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into();
     let (stdout, stderr): (String, String) = (read(&out.0), read(&err.0));
     for path in [&out.0, &err.0] {
         let _ = std::fs::remove_file(path);

@@ -125,9 +125,10 @@ pub fn sweep(kept: bool) -> usize {
         // No lock file: a lab in its first millisecond, or one being removed by its owner.
         let Ok(lock) = File::open(dir.join(LOCK)) else { continue };
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() && dir.exists() {
-            let fresh = entry.metadata().and_then(|m| m.modified()).is_ok_and(|at| {
-                at.elapsed().is_ok_and(|age| age < Duration::from_secs(2))
-            });
+            let fresh = entry
+                .metadata()
+                .and_then(|m| m.modified())
+                .is_ok_and(|at| at.elapsed().is_ok_and(|age| age < Duration::from_secs(2)));
             if fresh && !kept {
                 continue;
             }
