@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod capture;
 pub mod cmd;
+pub mod demo;
 pub mod directory;
 pub mod fabric;
 pub mod handoff;
