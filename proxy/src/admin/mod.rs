@@ -9,8 +9,8 @@ mod routes;
 mod server;
 
 pub use client::{ClientError, get};
-pub use routes::{Routes, Unready};
-pub use server::{AdminError, bind, serve};
+pub use routes::{Readiness, Routes};
+pub use server::{AdminError, bind, serve, serve_until};
 
 #[cfg(test)]
 mod tests;

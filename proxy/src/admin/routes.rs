@@ -12,10 +12,27 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-/// Why a process is not ready, for whoever reads `/readyz`.
-pub type Unready = String;
+/// What a check found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Readiness {
+    Yes,
+    /// And why, for whoever reads `/readyz`.
+    No(String),
+}
 
-type Check = Box<dyn Fn() -> Result<(), Unready> + Send + Sync>;
+impl From<bool> for Readiness {
+    fn from(yes: bool) -> Self {
+        if yes { Self::Yes } else { Self::No("not ready".to_owned()) }
+    }
+}
+
+impl From<Result<(), String>> for Readiness {
+    fn from(result: Result<(), String>) -> Self {
+        result.map_or_else(Self::No, |()| Self::Yes)
+    }
+}
+
+type Check = Box<dyn Fn() -> Readiness + Send + Sync>;
 type Page = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Answer> + Send>> + Send + Sync>;
 
 pub(super) type Answer = Response<Full<Bytes>>;
@@ -40,26 +57,29 @@ impl Routes {
     pub fn new(registry: Registry) -> Self {
         Self {
             registry,
-            live: Box::new(|| Ok(())),
-            ready: Box::new(|| Ok(())),
+            live: Box::new(|| Readiness::Yes),
+            ready: Box::new(|| Readiness::Yes),
             pages: BTreeMap::new(),
         }
     }
 
     /// What `/livez` asks. A failure makes kubelet restart the process.
     #[must_use]
-    pub fn live(mut self, check: impl Fn() -> Result<(), Unready> + Send + Sync + 'static) -> Self {
-        self.live = Box::new(check);
+    pub fn live<R: Into<Readiness>>(
+        mut self,
+        check: impl Fn() -> R + Send + Sync + 'static,
+    ) -> Self {
+        self.live = Box::new(move || check().into());
         self
     }
 
     /// What `/readyz` asks.
     #[must_use]
-    pub fn ready(
+    pub fn ready<R: Into<Readiness>>(
         mut self,
-        check: impl Fn() -> Result<(), Unready> + Send + Sync + 'static,
+        check: impl Fn() -> R + Send + Sync + 'static,
     ) -> Self {
-        self.ready = Box::new(check);
+        self.ready = Box::new(move || check().into());
         self
     }
 
@@ -115,8 +135,8 @@ impl Routes {
 
 fn probe(check: &Check) -> Answer {
     match check() {
-        Ok(()) => text(StatusCode::OK, "ok\n"),
-        Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+        Readiness::Yes => text(StatusCode::OK, "ok\n"),
+        Readiness::No(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     }
 }
 

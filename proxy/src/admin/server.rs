@@ -41,15 +41,23 @@ pub enum AdminError {
 ///
 /// # Errors
 /// When the address is in use, not of this machine or not permitted.
-pub fn bind(addr: SocketAddr, key: &'static str) -> Result<TcpListener, AdminError> {
+pub fn bind(key: &'static str, addr: SocketAddr) -> Result<TcpListener, AdminError> {
     TcpListener::bind(addr).map_err(|source| AdminError::Bind { key, addr, source })
+}
+
+/// Serves until the future is dropped.
+///
+/// # Errors
+/// When the listener cannot be used with the runtime.
+pub async fn serve(listener: TcpListener, routes: Routes) -> Result<(), AdminError> {
+    serve_until(listener, routes, std::future::pending()).await
 }
 
 /// Serves until `shutdown` ends, then lets running requests end.
 ///
 /// # Errors
 /// When the listener cannot be used with the runtime.
-pub async fn serve(
+pub async fn serve_until(
     listener: TcpListener,
     routes: Routes,
     shutdown: impl Future<Output = ()>,

@@ -18,10 +18,10 @@ struct Server {
 }
 
 fn start(routes: Routes) -> Server {
-    let listener = bind("127.0.0.1:0".parse().unwrap(), "node.admin").unwrap();
+    let listener = bind("node.admin", "127.0.0.1:0".parse().unwrap()).unwrap();
     let addr = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel();
-    let running = tokio::spawn(serve(listener, routes, async {
+    let running = tokio::spawn(serve_until(listener, routes, async {
         let _ = stopped.await;
     }));
     Server { addr, stop, running }
@@ -42,7 +42,7 @@ async fn pages() {
     let asked = ready.clone();
     let routes = Routes::new(Registry::new().unwrap())
         .ready(move || {
-            asked.load(Ordering::Relaxed).then_some(()).ok_or_else(|| "no directory yet".into())
+            asked.load(Ordering::Relaxed).then_some(()).ok_or_else(|| "no directory yet".to_owned())
         })
         .json("/status", || async { serde_json::json!({ "node": "a" }) });
     let server = start(routes);
@@ -102,8 +102,8 @@ async fn shutdown_does_not_wait_for_idlers() {
 
 #[test]
 fn address_in_use_names_the_key() {
-    let first = bind("127.0.0.1:0".parse().unwrap(), "node.admin").unwrap();
-    let error = bind(first.local_addr().unwrap(), "node.admin").unwrap_err().to_string();
+    let first = bind("node.admin", "127.0.0.1:0".parse().unwrap()).unwrap();
+    let error = bind("node.admin", first.local_addr().unwrap()).unwrap_err().to_string();
     assert!(error.contains("node.admin") && error.contains("in use"), "{error}");
 }
 
