@@ -13,9 +13,7 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    #[error(
-        "cannot connect to {addr}: {source}; does the process run, and is this its admin address?"
-    )]
+    #[error("cannot connect to {addr} (does the process run, and is this its admin address?)")]
     Connect { addr: SocketAddr, source: std::io::Error },
     #[error("no answer from {addr} within {} ms", .after.as_millis())]
     Timeout { addr: SocketAddr, after: Duration },

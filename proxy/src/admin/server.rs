@@ -29,11 +29,11 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
     #[error(
-        "cannot listen on {addr} ({key}): {source}; stop what uses this address, or set {key} to \
-         a free address of this machine"
+        "cannot listen on {addr} (stop what uses this address, or set {key} to a free address of \
+         this machine)"
     )]
     Bind { key: &'static str, addr: SocketAddr, source: std::io::Error },
-    #[error("the admin listener cannot be used: {0}")]
+    #[error("the admin listener cannot be used")]
     Listener(#[from] std::io::Error),
 }
 

@@ -103,7 +103,8 @@ async fn shutdown_does_not_wait_for_idlers() {
 #[test]
 fn address_in_use_names_the_key() {
     let first = bind("node.admin", "127.0.0.1:0".parse().unwrap()).unwrap();
-    let error = bind("node.admin", first.local_addr().unwrap()).unwrap_err().to_string();
+    let error = bind("node.admin", first.local_addr().unwrap()).unwrap_err();
+    let error = format!("{:#}", anyhow::Error::from(error));
     assert!(error.contains("node.admin") && error.contains("in use"), "{error}");
 }
 

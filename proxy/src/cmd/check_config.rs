@@ -20,12 +20,13 @@ pub struct Args {
 /// # Errors
 /// With all faults of the file.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let effective = if args.directory {
-        DirectoryFile::load(&args.file)?.to_yaml()
+    let Args { directory, node, file } = args;
+    let effective = if directory {
+        DirectoryFile::load(&file)?.to_yaml()
     } else {
-        let config = Config::load(&args.file)?;
-        if args.node {
-            config.check_node(&args.file.display().to_string())?;
+        let config = Config::load(&file)?;
+        if node {
+            config.check_node(&file.display().to_string())?;
         }
         config.to_yaml()
     };

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, Copy, clap::Args)]
 pub struct Args {
     /// The node proxy's admin address, `node.admin` in its configuration
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15790")]
@@ -22,13 +22,14 @@ pub struct Args {
 /// # Errors
 /// When there is no node proxy at the address.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    let Args { admin: addr, json } = args;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let body = runtime.block_on(admin::get(args.admin, "/status", TIMEOUT))?;
-    let text = show(&body, args.json).with_context(|| {
-        format!("what {} answers is no status of a node proxy of this version", args.admin)
+    let body = runtime.block_on(admin::get(addr, "/status", TIMEOUT))?;
+    let text = show(&body, json).with_context(|| {
+        format!("what {addr} answers is no status of a node proxy of this version")
     })?;
     Ok(std::io::stdout().write_all(text.as_bytes())?)
 }

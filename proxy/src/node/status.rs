@@ -146,10 +146,8 @@ impl NodeStatus {
                 granted_bytes: worker.window_granted_bytes,
                 max_bytes: worker.window_budget_bytes,
             };
-            let slab = SlabStatus {
-                used_bytes: worker.slab_used_bytes,
-                total_bytes: worker.slab_bytes,
-            };
+            let slab =
+                SlabStatus { used_bytes: worker.slab_used_bytes, total_bytes: worker.slab_bytes };
             self.streams.active += worker.streams;
             self.budget.granted_bytes += budget.granted_bytes;
             self.budget.max_bytes += budget.max_bytes;
@@ -401,12 +399,19 @@ mod tests {
             pods,
         };
         status.with_workers(vec![
-            worker(1, vec![("node-b".into(), lane(1, 1, 4)), (String::new(), lane(0, 1, 2))], vec![]),
+            worker(
+                1,
+                vec![("node-b".into(), lane(1, 1, 4)), (String::new(), lane(0, 1, 2))],
+                vec![],
+            ),
             worker(
                 0,
                 vec![
                     ("node-b".into(), lane(0, 0, 5)),
-                    ("c".into(), LaneStatus { state: LaneState::Waiting, srtt_us: None, ..lane(0, 0, 1) }),
+                    (
+                        "c".into(),
+                        LaneStatus { state: LaneState::Waiting, srtt_us: None, ..lane(0, 0, 1) },
+                    ),
                 ],
                 vec!["u1".into()],
             ),

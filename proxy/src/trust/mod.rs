@@ -28,11 +28,11 @@ pub enum TrustError {
         .found.display(), .missing.display()
     )]
     HalfCa { found: PathBuf, missing: PathBuf },
-    #[error("{}: {source}", .path.display())]
+    #[error("cannot read or write {}", .path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error("the CA in {} cannot be used: {reason}", .path.display())]
     BadCa { path: PathBuf, reason: String },
-    #[error("the certificate cannot be made: {0}")]
+    #[error("the certificate cannot be made")]
     Make(#[from] rcgen::Error),
     #[error(
         "what the CA signs is not accepted as its own: {0}; do certificate and key belong together?"
