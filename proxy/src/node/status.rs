@@ -3,7 +3,6 @@
 //! The JSON form is what scripts read: fields are added, not renamed. What it does not do: ask
 //! workers or peers; see `node`.
 
-use crate::metrics::FabricKind;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -18,10 +17,26 @@ pub struct WorkerStatus {
     pub window_budget_bytes: u64,
     pub slab_bytes: u64,
     pub slab_used_bytes: u64,
-    /// By peer; the same-node pair has an empty peer.
-    pub lanes: Vec<(String, LaneStatus)>,
+    pub lanes: Vec<LaneStatus>,
     /// Uids of the pods whose sidecars are connected.
     pub pods: Vec<String>,
+}
+
+/// A lane in a worker's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LaneStatus {
+    /// Empty for the same-node pair.
+    pub peer: String,
+    pub lane: u16,
+    pub fabric: String,
+    pub encrypted: bool,
+    /// Whether a link carries it.
+    pub attached: bool,
+    pub streams: u64,
+    pub unacked_messages: u64,
+    /// None before the first measurement.
+    pub srtt_us: Option<u64>,
+    pub failovers: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -88,14 +103,15 @@ pub struct PeerStatus {
     /// Attempts in a row that failed.
     pub failures: u32,
     pub last_error: Option<String>,
-    pub lanes: Vec<LaneStatus>,
+    pub lanes: Vec<PeerLane>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LaneStatus {
+pub struct PeerLane {
     pub lane: u16,
     pub worker: usize,
-    pub fabric: FabricKind,
+    /// `verbs`, `tcp` or `shm`.
+    pub fabric: String,
     pub encrypted: bool,
     pub state: LaneState,
     pub streams: u64,
@@ -110,9 +126,9 @@ pub struct LaneStatus {
 pub enum LaneState {
     /// A link carries it.
     Up,
-    /// It waits for a link.
+    /// Its streams wait for a link.
     Waiting,
-    /// It has no link and wants none.
+    /// No link, and no streams that would need one.
     Idle,
 }
 
@@ -155,13 +171,14 @@ impl NodeStatus {
             self.slab.total_bytes += slab.total_bytes;
             let (worker_index, streams) = (worker.index, worker.streams);
             self.workers.push(WorkerSummary { worker: worker_index, streams, budget, slab });
-            for (peer, lane) in worker.lanes {
-                if peer.is_empty() {
+            for lane in worker.lanes {
+                if lane.peer.is_empty() {
                     self.streams.local += lane.streams;
                     continue;
                 }
-                let entry = peers.entry(peer).or_insert_with_key(|name| PeerStatus::gone(name));
-                entry.lanes.push(lane);
+                let entry = peers.entry(lane.peer.clone());
+                let peer = entry.or_insert_with_key(|name| PeerStatus::gone(name));
+                peer.lanes.push(PeerLane::of(lane, worker.index));
             }
             for pod in &mut self.pods {
                 pod.connected |= worker.pods.contains(&pod.uid);
@@ -255,13 +272,32 @@ impl PeerStatus {
     }
 }
 
-impl LaneStatus {
+impl PeerLane {
+    fn of(lane: LaneStatus, worker: usize) -> Self {
+        let state = match (lane.attached, lane.streams) {
+            (true, _) => LaneState::Up,
+            (false, 0) => LaneState::Idle,
+            (false, _) => LaneState::Waiting,
+        };
+        Self {
+            lane: lane.lane,
+            worker,
+            fabric: lane.fabric,
+            encrypted: lane.encrypted,
+            state,
+            streams: lane.streams,
+            unacked_messages: lane.unacked_messages,
+            srtt_us: lane.srtt_us,
+            failovers: lane.failovers,
+        }
+    }
+
     fn row(&self, peer: &str) -> Vec<String> {
         vec![
             peer.to_owned(),
             self.lane.to_string(),
             self.worker.to_string(),
-            self.fabric.as_str().to_owned(),
+            self.fabric.clone(),
             if self.encrypted { "yes" } else { "no" }.to_owned(),
             self.state.as_str().to_owned(),
             self.streams.to_string(),
@@ -348,13 +384,13 @@ fn duration(seconds: u64) -> String {
 mod tests {
     use super::*;
 
-    fn lane(lane: u16, worker: usize, streams: u64) -> LaneStatus {
+    fn lane(peer: &str, lane: u16, streams: u64) -> LaneStatus {
         LaneStatus {
+            peer: peer.into(),
             lane,
-            worker,
-            fabric: FabricKind::Tcp,
+            fabric: "tcp".into(),
             encrypted: true,
-            state: LaneState::Up,
+            attached: true,
             streams,
             unacked_messages: 3,
             srtt_us: Some(85),
@@ -398,23 +434,10 @@ mod tests {
             lanes,
             pods,
         };
+        let waiting = LaneStatus { attached: false, srtt_us: None, ..lane("c", 0, 1) };
         status.with_workers(vec![
-            worker(
-                1,
-                vec![("node-b".into(), lane(1, 1, 4)), (String::new(), lane(0, 1, 2))],
-                vec![],
-            ),
-            worker(
-                0,
-                vec![
-                    ("node-b".into(), lane(0, 0, 5)),
-                    (
-                        "c".into(),
-                        LaneStatus { state: LaneState::Waiting, srtt_us: None, ..lane(0, 0, 1) },
-                    ),
-                ],
-                vec!["u1".into()],
-            ),
+            worker(1, vec![lane("node-b", 1, 4), lane("", 0, 2)], vec![]),
+            worker(0, vec![lane("node-b", 0, 5), waiting], vec!["u1".into()]),
         ])
     }
 
