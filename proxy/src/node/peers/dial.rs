@@ -173,9 +173,8 @@ impl Dialer {
                 link_plain(stream, token).await
             }
         });
-        made.await.map_err(|_| {
-            DialError::new(DialFailure::Handshake, "the link was not taken in time")
-        })?
+        made.await
+            .map_err(|_| DialError::new(DialFailure::Handshake, "the link was not taken in time"))?
     }
 
     async fn link_tls(

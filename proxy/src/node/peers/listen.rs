@@ -18,7 +18,7 @@ use super::{Resolve, Timing};
 use crate::fabric::Established;
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -89,7 +89,8 @@ pub async fn run(listener: TcpListener, gate: Arc<Gate>) {
         };
         let from_address = pending.get(&address).copied().unwrap_or(0);
         if tasks.len() >= gate.pending_max || from_address >= per_address_max {
-            let text = "too many unfinished handshakes at once (node.limits.pending_handshakes_max)";
+            let text =
+                "too many unfinished handshakes at once (node.limits.pending_handshakes_max)";
             gate.rejections.note(address, RejectReason::TooMany, &text);
             continue;
         }
@@ -117,10 +118,9 @@ impl Gate {
         let Rejected { reason, text } = match outcome {
             Ok(Ok(())) => return,
             Ok(Err(rejected)) => rejected,
-            Err(_) => rejected(
-                RejectReason::Slow,
-                format!("not done within {:?}", self.timing.handshake),
-            ),
+            Err(_) => {
+                rejected(RejectReason::Slow, format!("not done within {:?}", self.timing.handshake))
+            }
         };
         self.rejections.note(address, reason, &text);
     }
@@ -217,7 +217,8 @@ impl Gate {
     }
 
     async fn link_plain(&self, mut stream: TcpStream, token: &Token) -> Result<(), Rejected> {
-        let plain = || rejected(RejectReason::Plain, "a link in plain text; node.encrypt forbids it");
+        let plain =
+            || rejected(RejectReason::Plain, "a link in plain text; node.encrypt forbids it");
         // Without a look at the token: nobody may probe for tokens this way.
         if self.own.encrypt {
             return Err(plain());
@@ -275,10 +276,4 @@ pub async fn refuse(mut stream: TlsStream<TcpStream>, refusal: Refusal, text: St
     if write_message(&mut stream, &message).await.is_ok() {
         let _ = stream.shutdown().await;
     }
-}
-
-/// # Errors
-/// What the kernel says.
-pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address).await
 }

@@ -16,6 +16,8 @@ mod reject;
 mod session;
 mod socket;
 mod status;
+#[cfg(test)]
+mod testing;
 mod tls;
 mod tokens;
 pub mod wire;
@@ -269,3 +271,6 @@ impl Handle {
         let _ = self.events.send(Event::Drain).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -51,7 +51,9 @@ impl Outbox {
 impl Worker {
     fn send(&mut self, command: Command) -> bool {
         // Order counts: the end of a peer must not overtake, nor be overtaken by, its next link.
-        let command = if self.flush() { command } else {
+        let command = if self.flush() {
+            command
+        } else {
             match self.mailbox.push(command) {
                 Ok(()) => return true,
                 Err(command) => command,

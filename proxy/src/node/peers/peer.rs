@@ -28,19 +28,31 @@ pub struct PeerConfig {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action {
     /// Connect and make a control session; report with this attempt's number.
-    Dial { attempt: u64 },
+    Dial {
+        attempt: u64,
+    },
     CancelDial,
-    CloseSession { session: u64 },
+    CloseSession {
+        session: u64,
+    },
     Send(ControlMessage),
     /// Issue a token for the lane and send it.
-    IssueToken { lane: u16 },
+    IssueToken {
+        lane: u16,
+    },
     /// Connect and present the token.
-    DialLink { lane: u16, token: Token },
+    DialLink {
+        lane: u16,
+        token: Token,
+    },
     /// To all workers.
     PeerGone,
     PeerDraining,
     /// To the worker of the lane.
-    Unavailable { lane: u16, reason: UnavailableReason },
+    Unavailable {
+        lane: u16,
+        reason: UnavailableReason,
+    },
 }
 
 /// Why a dial led to no session.
