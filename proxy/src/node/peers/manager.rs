@@ -141,7 +141,7 @@ impl Manager {
             Request::NeedLane { peer: name, lane } => {
                 if let Err(reason) = self.entry(&name) {
                     let command = Command::PeerUnavailable { peer: name, reason };
-                    self.outbox.to_lane(lane, command);
+                    self.outbox.send_lane(lane, command);
                     return;
                 }
                 self.with_peer(&name, |peer| peer.need_lane(lane, now));
@@ -164,7 +164,7 @@ impl Manager {
             Event::Message { peer: name, session, message } => {
                 let current = self.current_session(&name);
                 if current.is_some_and(|current| current.id == session) {
-                    self.with_peer(&name, |peer| peer.message(message, now));
+                    self.with_peer(&name, |peer| peer.message(&message, now));
                 }
             }
             Event::SessionDown { peer: name, session, reason } => {
@@ -186,7 +186,7 @@ impl Manager {
             Event::DirectoryChanged => self.on_directory(),
             Event::Drain => {
                 self.state.draining = true;
-                self.for_all(|peer| peer.drain());
+                self.for_all(Peer::drain);
             }
         }
     }
@@ -299,15 +299,15 @@ impl Manager {
             Action::DialLink { lane, token } => self.dial_link(name, lane, token),
             Action::PeerGone => {
                 tracing::info!(peer = %name, "the peer's process is gone");
-                self.outbox.to_all(|| Command::PeerGone { peer: name.clone() });
+                self.outbox.send_all(|| Command::PeerGone { peer: name.clone() });
             }
             Action::PeerDraining => {
                 tracing::info!(peer = %name, "the peer is about to stop");
-                self.outbox.to_all(|| Command::PeerDraining { peer: name.clone() });
+                self.outbox.send_all(|| Command::PeerDraining { peer: name.clone() });
             }
             Action::Unavailable { lane, reason } => {
                 let command = Command::PeerUnavailable { peer: name.clone(), reason };
-                self.outbox.to_lane(lane, command);
+                self.outbox.send_lane(lane, command);
             }
         }
     }
@@ -333,7 +333,7 @@ impl Manager {
     fn on_dialed(&mut self, name: &NodeName, attempt: u64, result: Result<Box<Dialed>, DialError>) {
         let Some(entry) = self.state.peers.get_mut(name) else { return };
         // Cancelled, or of an older attempt: dropping the result closes the connection.
-        if !entry.dial.as_ref().is_some_and(|(number, ..)| *number == attempt) {
+        if entry.dial.as_ref().is_none_or(|(number, ..)| *number != attempt) {
             return;
         }
         entry.dial = None;
@@ -510,7 +510,7 @@ impl Manager {
                     link_id,
                     link,
                 };
-                if self.outbox.to_lane(lane, command) {
+                if self.outbox.send_lane(lane, command) {
                     self.with_peer(name, |peer| peer.link_made(lane, link_id, now()));
                 } else {
                     let text = "the worker is overloaded".to_owned();

@@ -23,7 +23,7 @@ impl Outbox {
     }
 
     /// To the worker of a lane. Answers false if the command was a link and had to be dropped.
-    pub fn to_lane(&mut self, lane: u16, command: Command) -> bool {
+    pub fn send_lane(&mut self, lane: u16, command: Command) -> bool {
         let count = self.workers.len().max(1);
         match self.workers.get_mut(usize::from(lane) % count) {
             Some(worker) => worker.send(command),
@@ -31,7 +31,7 @@ impl Outbox {
         }
     }
 
-    pub fn to_all(&mut self, mut command: impl FnMut() -> Command) {
+    pub fn send_all(&mut self, mut command: impl FnMut() -> Command) {
         for worker in &mut self.workers {
             worker.send(command());
         }
@@ -39,7 +39,10 @@ impl Outbox {
 
     /// Tries again what is owed; answers whether something still is.
     pub fn flush(&mut self) -> bool {
-        self.workers.iter_mut().fold(false, |owing, worker| worker.flush() || owing)
+        for worker in &mut self.workers {
+            worker.flush();
+        }
+        self.owing()
     }
 
     #[must_use]
@@ -102,8 +105,8 @@ mod tests {
         let gone = || Command::PeerGone { peer: "b".into() };
         let reason = UnavailableReason::Refused;
         for _ in 0..3 {
-            outbox.to_all(gone);
-            outbox.to_lane(7, Command::PeerUnavailable { peer: "b".into(), reason });
+            outbox.send_all(gone);
+            outbox.send_lane(7, Command::PeerUnavailable { peer: "b".into(), reason });
         }
         assert!(outbox.owing());
         let mut got = Vec::new();

@@ -415,9 +415,9 @@ impl Peer {
 
     // --- what the peer says
 
-    pub fn message(&mut self, message: ControlMessage, now: Instant) {
+    pub fn message(&mut self, message: &ControlMessage, now: Instant) {
         let State::Up { session, .. } = self.state else { return };
-        match message {
+        match *message {
             ControlMessage::WantLane { lane } if !session.dialed_by_us => {
                 self.token_wanted(lane, session.lanes, now);
             }

@@ -33,7 +33,7 @@ fn want(lane: u16) -> Action {
 fn up(peer: &mut Peer, now: Instant) {
     peer.need_lane(0, now);
     peer.session_up(session(1, true, 7), now);
-    peer.message(ControlMessage::LaneToken { lane: 0, token: [1; 32] }, now);
+    peer.message(&ControlMessage::LaneToken { lane: 0, token: [1; 32] }, now);
     peer.link_made(0, 11, now);
     peer.take_actions();
 }
@@ -47,8 +47,8 @@ fn first_use_dials_then_asks_then_links() {
     peer.session_up(session(1, true, 7), now);
     assert_eq!(peer.take_actions(), [want(0)]);
     let token = [9; 32];
-    peer.message(ControlMessage::LaneToken { lane: 0, token }, now);
-    peer.message(ControlMessage::LaneToken { lane: 0, token }, now);
+    peer.message(&ControlMessage::LaneToken { lane: 0, token }, now);
+    peer.message(&ControlMessage::LaneToken { lane: 0, token }, now);
     assert_eq!(peer.take_actions(), [Action::DialLink { lane: 0, token }]);
     peer.link_made(0, 1, now);
     peer.need_lane(0, now);
@@ -63,17 +63,17 @@ fn the_acceptor_gives_one_token_at_a_time() {
     peer.session_up(session(1, false, 7), now);
     peer.need_lane(1, now);
     // Crossed on the way: the token given unasked serves it.
-    peer.message(ControlMessage::WantLane { lane: 1 }, now);
+    peer.message(&ControlMessage::WantLane { lane: 1 }, now);
     assert_eq!(peer.take_actions(), [Action::IssueToken { lane: 1 }]);
-    peer.message(ControlMessage::LaneFailed { lane: 1, text: String::new() }, now);
+    peer.message(&ControlMessage::LaneFailed { lane: 1, text: String::new() }, now);
     assert_eq!(peer.take_actions(), [unavailable(1, UnavailableReason::Unreachable)]);
-    peer.message(ControlMessage::WantLane { lane: 1 }, now);
-    peer.message(ControlMessage::WantLane { lane: 2 }, now);
+    peer.message(&ControlMessage::WantLane { lane: 1 }, now);
+    peer.message(&ControlMessage::WantLane { lane: 2 }, now);
     let actions = peer.take_actions();
     assert_eq!(actions[0], Action::IssueToken { lane: 1 });
     assert!(matches!(actions[1], Action::Send(ControlMessage::LaneFailed { lane: 2, .. })));
     // Only a dialer presents tokens.
-    peer.message(ControlMessage::LaneToken { lane: 0, token: [0; 32] }, now);
+    peer.message(&ControlMessage::LaneToken { lane: 0, token: [0; 32] }, now);
     assert_eq!(peer.take_actions(), []);
 }
 
@@ -217,7 +217,7 @@ fn what_breaks_at_once_is_not_remade_in_a_hot_loop() {
         now = peer.next_timeout().expect("another attempt");
         peer.on_timeout(now);
         assert_eq!(peer.take_actions(), [want(0)]);
-        peer.message(ControlMessage::LaneToken { lane: 0, token: [1; 32] }, now);
+        peer.message(&ControlMessage::LaneToken { lane: 0, token: [1; 32] }, now);
         made += 1;
         peer.link_made(0, 11 + made, now);
         peer.take_actions();
@@ -252,8 +252,8 @@ fn late_news_of_an_old_link_does_no_harm() {
 fn draining_refuses_the_new_and_keeps_the_old() {
     let (mut peer, now) = (a_to_b(), Instant::now());
     up(&mut peer, now);
-    peer.message(ControlMessage::Goaway, now);
-    peer.message(ControlMessage::Goaway, now);
+    peer.message(&ControlMessage::Goaway, now);
+    peer.message(&ControlMessage::Goaway, now);
     peer.need_lane(1, now);
     let draining = unavailable(1, UnavailableReason::Draining);
     assert_eq!(peer.take_actions(), [Action::PeerDraining, draining]);
@@ -283,7 +283,7 @@ fn a_node_that_left_the_directory_is_cut_off() {
 }
 
 /// Something on its way between two peers, or a result on its way back.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 enum Wire {
     Connected { by: usize, attempt: u64 },
     Offer { by: usize, attempt: u64 },
@@ -393,9 +393,9 @@ proptest! {
         for _ in 0..400 {
             let choice = choices.next().unwrap_or(0);
             // Both ends want a lane at some time.
-            for who in 0..2 {
-                if !wanted[who] && (choice == who + 6 || choices.len() == 0) {
-                    wanted[who] = true;
+            for (who, wanted) in wanted.iter_mut().enumerate() {
+                if !*wanted && (choice == who + 6 || choices.len() == 0) {
+                    *wanted = true;
                     pair.peers[who].need_lane(0, pair.now);
                     pair.settle(who);
                 }
