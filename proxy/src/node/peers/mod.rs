@@ -12,6 +12,7 @@ mod listen;
 mod manager;
 mod outbox;
 mod peer;
+mod peer_types;
 mod reject;
 mod session;
 mod socket;
