@@ -28,15 +28,18 @@ pub(super) fn original_destination(
 }
 
 /// Listens on all addresses of both families, or of IPv4 where IPv6 is switched off.
-pub(super) fn listen(port: u16) -> Result<AsyncFd<Socket>, SidecarError> {
+pub(super) fn listen(port: u16) -> Result<AsyncFd<OwnedFd>, SidecarError> {
     let both = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     let address = match listen_at(both) {
-        Ok(socket) => return AsyncFd::new(socket).map_err(SidecarError::Socket),
+        Ok(socket) => return watch(socket),
         Err(error) if no_ipv6(&error) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
         Err(error) => return Err(explain(both, error)),
     };
-    let socket = listen_at(address).map_err(|error| explain(address, error))?;
-    AsyncFd::new(socket).map_err(SidecarError::Socket)
+    watch(listen_at(address).map_err(|error| explain(address, error))?)
+}
+
+fn watch(socket: Socket) -> Result<AsyncFd<OwnedFd>, SidecarError> {
+    rdmesh_sys::readiness::watch(socket.into()).map_err(SidecarError::Socket)
 }
 
 fn listen_at(address: SocketAddr) -> io::Result<Socket> {
@@ -68,7 +71,7 @@ fn explain(address: SocketAddr, source: io::Error) -> SidecarError {
 }
 
 /// Next connection.
-pub(super) async fn accept(listener: &AsyncFd<Socket>) -> io::Result<OwnedFd> {
+pub(super) async fn accept(listener: &AsyncFd<OwnedFd>) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     loop {
         let mut guard = listener.readable().await?;
@@ -99,7 +102,9 @@ mod tests {
     #[tokio::test]
     async fn both_families_arrive_and_nodelay_is_inherited() {
         let listener = listen(0).unwrap();
-        let port = listener.get_ref().local_addr().unwrap().as_socket().unwrap().port();
+        let port = SocketAddr::try_from(rustix::net::getsockname(listener.get_ref()).unwrap())
+            .unwrap()
+            .port();
         for host in ["127.0.0.1", "::1"] {
             let client = tokio::net::TcpStream::connect((host, port)).await.unwrap();
             let accepted = accept(&listener).await.unwrap();

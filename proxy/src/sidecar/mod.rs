@@ -25,7 +25,7 @@ mod tests;
 pub use error::SidecarError;
 pub use metrics::{Handoff, SidecarMetrics};
 
-use crate::handoff::{PassthroughReason, StreamSocket, check_stream_socket};
+use crate::handoff::{StreamSocket, check_stream_socket};
 use listener::Lookup;
 use relay::{Buffers, reset};
 use rustix::fd::{AsFd, OwnedFd};
@@ -135,7 +135,7 @@ impl Shared {
 
 /// A sidecar that listens; nothing is served before [`Sidecar::run`].
 pub struct Sidecar {
-    listener: AsyncFd<socket2::Socket>,
+    listener: AsyncFd<OwnedFd>,
     shared: Rc<Shared>,
 }
 
@@ -200,7 +200,7 @@ async fn drain(shared: &Shared) {
     }
 }
 
-async fn accept_all(listener: AsyncFd<socket2::Socket>, shared: Rc<Shared>) {
+async fn accept_all(listener: AsyncFd<OwnedFd>, shared: Rc<Shared>) {
     let mut exhausted = false;
     loop {
         // At the limit new connections wait in the backlog.
@@ -230,7 +230,7 @@ fn admit(shared: &Rc<Shared>, socket: OwnedFd, permit: Option<OwnedSemaphorePerm
         return reset(socket);
     };
     let client = Client::new(socket, orig_dst, ends.peer, Slot::new(&shared.load, permit));
-    if let Err((client, reason)) = shared.uplink.offer(client) {
+    if let Err((client, reason)) = shared.uplink.offer(client, shared.options.connect_timeout) {
         passthrough::spawn(shared, client, reason);
     }
 }

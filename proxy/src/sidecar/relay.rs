@@ -26,6 +26,11 @@ impl Buffers {
         Self { scratch: RefCell::new(scratch), held_bytes: Cell::new(0) }
     }
 
+    #[cfg(test)]
+    pub fn held_bytes(&self) -> usize {
+        self.held_bytes.get()
+    }
+
     /// How much one read may bring: less, the more is held back, so that thousands of readers that
     /// stopped do not fill the memory.
     fn chunk_bytes(&self) -> usize {

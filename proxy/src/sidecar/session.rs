@@ -8,33 +8,26 @@ use super::metrics::Handoff;
 use super::relay::reset;
 use super::{Client, Shared, dial, passthrough};
 use crate::handoff::{Channel, DialFailure, HandoffError, PassthroughReason, ToNode, ToSidecar};
-use rustix::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use rustix::fd::{AsFd, OwnedFd};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
-/// A node proxy that has left a client waiting for so long gets no others until it answers.
-const STALL_TIME: Duration = Duration::from_secs(2);
 /// Messages handled before others get their turn.
 const BATCH: usize = 64;
 
-pub(super) struct Socket(RefCell<Channel>);
-
-impl AsRawFd for Socket {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.borrow().as_raw_fd()
-    }
-}
-
 pub(super) struct Session {
-    io: AsyncFd<Socket>,
+    channel: RefCell<Channel>,
+    ready: AsyncFd<OwnedFd>,
     clients: RefCell<BTreeMap<u32, Client>>,
     next_id: Cell<u32>,
     draining: Cell<bool>,
+    /// When the node proxy last said something.
+    heard: Cell<Instant>,
     /// What sending met; [`Session::run`] ends with it.
     failed: RefCell<Option<HandoffError>>,
     wake: Notify,
@@ -43,7 +36,9 @@ pub(super) struct Session {
 impl Session {
     pub fn new(channel: Channel) -> io::Result<Self> {
         Ok(Self {
-            io: AsyncFd::new(Socket(RefCell::new(channel)))?,
+            ready: channel.watch()?,
+            channel: RefCell::new(channel),
+            heard: Cell::new(Instant::now()),
             clients: RefCell::default(),
             next_id: Cell::new(0),
             draining: Cell::new(false),
@@ -55,8 +50,8 @@ impl Session {
     /// Next message; waits for it.
     pub async fn recv(&self) -> Result<(ToSidecar, Option<OwnedFd>), HandoffError> {
         loop {
-            let mut guard = self.io.readable().await?;
-            if let Some(received) = self.io.get_ref().0.borrow_mut().recv()? {
+            let mut guard = self.ready.readable().await?;
+            if let Some(received) = self.channel.borrow_mut().recv()? {
                 return Ok(received);
             }
             guard.clear_ready();
@@ -64,7 +59,7 @@ impl Session {
     }
 
     pub fn send(&self, message: &ToNode, fd: Option<&OwnedFd>) -> Result<(), HandoffError> {
-        let mut channel = self.io.get_ref().0.borrow_mut();
+        let mut channel = self.channel.borrow_mut();
         let sent = channel.send(message, fd.map(AsFd::as_fd));
         if channel.wants_write() {
             self.wake.notify_one();
@@ -81,14 +76,19 @@ impl Session {
     }
 
     /// Offers a client to the node proxy. Given back with the reason when that cannot be.
-    pub fn offer(&self, client: Client) -> Result<(), (Client, PassthroughReason)> {
+    pub fn offer(
+        &self,
+        client: Client,
+        silence_max: Duration,
+    ) -> Result<(), (Client, PassthroughReason)> {
         if self.draining.get() {
             return Err((client, PassthroughReason::Draining));
         }
         let mut clients = self.clients.borrow_mut();
-        // Ids grow, so the first is the oldest.
-        if clients.first_key_value().is_some_and(|(_, oldest)| oldest.since.elapsed() > STALL_TIME)
-        {
+        // Silent for so long while clients wait: it hangs, and no more shall hang with it. Ids
+        // grow, so the first is the oldest.
+        let waited = clients.first_key_value().map_or(Duration::ZERO, |(_, c)| c.since.elapsed());
+        if waited.min(self.heard.get().elapsed()) > silence_max {
             return Err((client, PassthroughReason::NodeBusy));
         }
         let mut id = self.next_id.get();
@@ -119,12 +119,12 @@ impl Session {
     }
 
     async fn turn(self: &Rc<Self>, shared: &Rc<Shared>) -> Result<(), HandoffError> {
-        let wants_write = self.io.get_ref().0.borrow().wants_write();
+        let wants_write = self.channel.borrow().wants_write();
         tokio::select! {
-            guard = self.io.readable() => {
+            guard = self.ready.readable() => {
                 let mut guard = guard?;
                 for _ in 0..BATCH {
-                    let received = self.io.get_ref().0.borrow_mut().recv();
+                    let received = self.channel.borrow_mut().recv();
                     match received {
                         Ok(Some((message, fd))) => self.handle(shared, message, fd)?,
                         Ok(None) => {
@@ -136,9 +136,9 @@ impl Session {
                     }
                 }
             }
-            guard = self.io.writable(), if wants_write => {
+            guard = self.ready.writable(), if wants_write => {
                 let mut guard = guard?;
-                if !self.io.get_ref().0.borrow_mut().flush()? {
+                if !self.channel.borrow_mut().flush()? {
                     guard.clear_ready();
                 }
             }
@@ -159,6 +159,7 @@ impl Session {
         message: ToSidecar,
         fd: Option<OwnedFd>,
     ) -> Result<(), HandoffError> {
+        self.heard.set(Instant::now());
         match message {
             ToSidecar::Taken { id } => {
                 if self.remove(id).is_some() {
@@ -249,6 +250,8 @@ impl Session {
     }
 
     fn abandon(&self, shared: &Rc<Shared>, error: &HandoffError) {
+        // Dials under way still hold this session, and waiting messages copies of sockets.
+        self.channel.borrow_mut().close();
         let clients = std::mem::take(&mut *self.clients.borrow_mut());
         for client in clients.into_values() {
             if matches!(error, HandoffError::Closed) {

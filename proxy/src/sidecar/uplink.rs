@@ -1,10 +1,10 @@
 //! Keeps one channel to each worker of the node proxy: connects, greets, and comes back with
 //! backoff after a loss.
 
-use super::Shared;
 use super::backoff::Backoff;
 use super::session::Session;
 use super::watch::SocketWatch;
+use super::{Client, Shared};
 use crate::handoff::{
     self, Channel, HandoffError, PassthroughReason, RejectReason, ToNode, ToSidecar, VERSION,
 };
@@ -30,8 +30,12 @@ pub(super) struct Uplink {
 }
 
 impl Uplink {
-    /// The sessions, each once, in turn. No session, or all refuse: the last reason counts.
-    pub fn offer(&self, client: super::Client) -> Result<(), (super::Client, PassthroughReason)> {
+    /// Asks the sessions in turn, each once. Given back with the last reason when none wants it.
+    pub fn offer(
+        &self,
+        client: Client,
+        silence_max: Duration,
+    ) -> Result<(), (Client, PassthroughReason)> {
         let sessions = self.sessions.borrow();
         let start = self.next.get();
         self.next.set(start.wrapping_add(1));
@@ -39,7 +43,7 @@ impl Uplink {
         for i in 0..sessions.len() {
             let at = start.wrapping_add(i) % sessions.len();
             if let Some(session) = sessions.get(at).and_then(Option::as_ref) {
-                match session.offer(declined.0) {
+                match session.offer(declined.0, silence_max) {
                     Ok(()) => return Ok(()),
                     Err(again) => declined = again,
                 }

@@ -19,7 +19,7 @@ impl SocketWatch {
         let fd = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
         let events = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
         inotify::add_watch(&fd, directory, events)?;
-        Ok(Self(AsyncFd::new(fd)?))
+        Ok(Self(rdmesh_sys::readiness::watch(fd)?))
     }
 
     /// Returns when something was made in the directory since the last call.
