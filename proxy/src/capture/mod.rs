@@ -59,6 +59,10 @@ pub fn apply(config: &Capture, listen_port: u16) -> Result<Applied, CaptureError
     let ipv6 = has_ipv6();
     let plan = plan::Plan::new(config, listen_port, ipv6)?;
     let routes = routes::Routes::open()?;
+    // Redirected connections and deliveries go over it.
+    if !routes.loopback_is_up()? {
+        return Err(CaptureError::LoopbackDown);
+    }
     let added = routes.add(&plan.routing)?;
     if let Err(error) = nft::install(&plan) {
         routes.undo(&added);
@@ -69,11 +73,12 @@ pub fn apply(config: &Capture, listen_port: u16) -> Result<Applied, CaptureError
 }
 
 /// Removes all that any [`apply`] left in the network namespace of the calling thread, whatever its
-/// config was. Nothing there is success.
+/// config was. Nothing there is success. Captured connections that are still open break, because
+/// the kernel drops their address translation with the last chain that could make one.
 ///
 /// # Errors
-/// What the operator has to change. Connections are no longer captured once the table is gone, which
-/// comes first.
+/// What the operator has to change. New connections are no longer captured once the table is gone,
+/// which comes first.
 pub fn cleanup() -> Result<(), CaptureError> {
     nft::remove()?;
     routes::Routes::open()?.remove_all()
