@@ -13,7 +13,9 @@
 //!
 //! What it does not do: `exclude_inbound_ports` is nothing of the namespace, the directory tells
 //! peers about it. UDP, ICMP and whatever is on its way in are never touched. No sysctl is written.
-//! A connection that the pod makes to its own address goes over `lo` and is not captured.
+//! A connection that the pod makes to its own address goes over `lo` and is not captured. Where one
+//! local port is in use towards several servers at a time, the redirect has to translate the source
+//! port of all but one: the sidecar then sees the client's address with another port.
 
 mod error;
 mod marks;
