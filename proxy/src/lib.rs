@@ -4,6 +4,7 @@
 
 pub mod capture;
 pub mod cmd;
+pub mod demo;
 pub mod directory;
 pub mod fabric;
 pub mod handoff;

@@ -1,0 +1,211 @@
+//! The lab: two emulated nodes with pods on one machine, in network namespaces, as a value that
+//! takes everything with it when it is dropped. The demo and the end-to-end tests stand on it.
+//!
+//! What it does not do: run workloads or judge results.
+
+pub mod mesh;
+pub mod netns;
+pub mod process;
+pub mod scrape;
+pub mod site;
+pub mod topology;
+
+use anyhow::{Context, Result};
+use netns::Netns;
+use process::{Finished, Process};
+use site::Site;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::time::Duration;
+
+/// The first pod of a node; `.1` is the node's bridge.
+const FIRST_POD: u8 = 10;
+
+/// Which pods a lab has.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    pods: Vec<PodPlan>,
+}
+
+#[derive(Debug, Clone)]
+struct PodPlan {
+    name: String,
+    node: u8,
+    meshed: bool,
+}
+
+impl Plan {
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A pod in the mesh, on node 1 or 2.
+    #[must_use]
+    pub fn pod(self, name: &str, node: u8) -> Self {
+        self.with(name, node, true)
+    }
+
+    /// A pod without sidecar and without an entry in the directory: the world outside the mesh.
+    #[must_use]
+    pub fn outsider(self, name: &str, node: u8) -> Self {
+        self.with(name, node, false)
+    }
+
+    fn with(mut self, name: &str, node: u8, meshed: bool) -> Self {
+        assert!(node == 1 || node == 2, "there are nodes 1 and 2");
+        self.pods.push(PodPlan { name: name.to_owned(), node, meshed });
+        self
+    }
+}
+
+/// A built lab.
+#[derive(Debug)]
+pub struct Lab {
+    // Processes go first when a lab is dropped, then namespaces and directory with `site`.
+    nodes: Vec<Node>,
+    pods: Vec<Pod>,
+    mesh: Mutex<mesh::State>,
+    proxy: PathBuf,
+    site: Site,
+}
+
+#[derive(Debug)]
+pub struct Node {
+    pub name: String,
+    pub number: u8,
+    pub netns: Netns,
+    process: Mutex<Option<Process>>,
+}
+
+#[derive(Debug)]
+pub struct Pod {
+    pub name: String,
+    pub uid: String,
+    pub node: u8,
+    pub meshed: bool,
+    pub netns: Netns,
+    pub v4: Ipv4Addr,
+    pub v6: Ipv6Addr,
+    sidecar: Mutex<Option<Process>>,
+}
+
+impl Lab {
+    /// Builds namespaces, wires and addresses; no process runs yet. `proxy` is the `rdmesh-proxy`
+    /// that [`Lab::mesh_up`] will start.
+    pub fn new(plan: &Plan, proxy: &Path) -> Result<Self> {
+        let site = Site::new()?;
+        let mut names = vec!["n1", "n2"];
+        names.extend(plan.pods.iter().map(|pod| pod.name.as_str()));
+        let spaces = site.namespaces(&names).context("create the network namespaces")?;
+        for netns in &spaces {
+            topology::prepare(netns)?;
+        }
+        let (node_spaces, pod_spaces) = spaces.split_at(2);
+        topology::join_nodes(&node_spaces[0], &node_spaces[1])?;
+        let nodes: Vec<Node> = (1_u8..)
+            .zip(node_spaces)
+            .map(|(number, netns)| Node {
+                name: format!("n{number}"),
+                number,
+                netns: netns.clone(),
+                process: Mutex::new(None),
+            })
+            .collect();
+        let mut next = [FIRST_POD; 2];
+        let mut pods = Vec::new();
+        for (pod, netns) in plan.pods.iter().zip(pod_spaces) {
+            let slot = usize::from(pod.node - 1);
+            let index = next[slot];
+            next[slot] += 1;
+            topology::attach_pod(&nodes[slot].netns, netns, pod.node, index)?;
+            pods.push(Pod {
+                name: pod.name.clone(),
+                uid: format!("uid-{}", pod.name),
+                node: pod.node,
+                meshed: pod.meshed,
+                netns: netns.clone(),
+                v4: topology::pod_v4(pod.node, index),
+                v6: topology::pod_v6(pod.node, index),
+                sidecar: Mutex::new(None),
+            });
+        }
+        let mesh = Mutex::new(mesh::State::new(&nodes, &pods));
+        Ok(Self { nodes, pods, mesh, proxy: proxy.to_owned(), site })
+    }
+
+    /// # Panics
+    /// When the plan has no such pod.
+    pub fn pod(&self, name: &str) -> &Pod {
+        self.pods.iter().find(|pod| pod.name == name).expect("a pod of the plan")
+    }
+
+    /// Node 1 or 2.
+    pub fn node(&self, number: u8) -> &Node {
+        &self.nodes[usize::from(number - 1)]
+    }
+
+    pub fn pods(&self) -> &[Pod] {
+        &self.pods
+    }
+
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// A directory that goes away with the lab.
+    pub fn dir(&self) -> &Path {
+        self.site.dir()
+    }
+
+    pub fn id(&self) -> &str {
+        self.site.id()
+    }
+
+    /// Starts a program that keeps running, with its output in `logs/<name>.log`.
+    pub fn spawn(&self, netns: &Netns, name: &str, command: Command) -> Result<Process> {
+        process::spawn(&self.site, netns, name, command)
+    }
+
+    /// Runs a program to its successful end.
+    pub fn run(&self, netns: &Netns, command: &mut Command, within: Duration) -> Result<Finished> {
+        process::run(&self.site, netns, command, within)
+    }
+
+    /// Runs a program to its end, whatever its exit code.
+    pub fn run_any(
+        &self,
+        netns: &Netns,
+        command: &mut Command,
+        within: Duration,
+    ) -> Result<Finished> {
+        process::run_any(&self.site, netns, command, within)
+    }
+
+    /// Leaves the lab standing with its processes. `site::sweep(true)` takes it down later.
+    pub fn keep(mut self) -> Result<()> {
+        self.site.keep()?;
+        // Drops of processes kill them: their handles are given up instead.
+        for node in &mut self.nodes {
+            std::mem::forget(node.process.get_mut().ok().and_then(Option::take));
+        }
+        for pod in &mut self.pods {
+            std::mem::forget(pod.sidecar.get_mut().ok().and_then(Option::take));
+        }
+        Ok(())
+    }
+}
+
+impl Pod {
+    /// Runs `f` on a thread inside the pod; see [`Netns::run`].
+    pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        self.netns.run(f)
+    }
+
+    /// The pod's IPv4 or IPv6 address.
+    pub fn ip(&self, ipv6: bool) -> IpAddr {
+        if ipv6 { self.v6.into() } else { self.v4.into() }
+    }
+}

@@ -1,0 +1,100 @@
+//! Every byte arrives, once and in its place, whatever the sizes of writes and payloads.
+
+use rdmesh_tests::sockets::pair_of;
+use rdmesh_tests::{Lab, Pattern, Plan, assert_tunnelled, lab, pair, two_pods};
+use std::net::{Shutdown, TcpStream};
+
+/// Sends `up` and `down` at once, each in writes of `step` bytes, and checks both.
+fn exchange(client: &mut TcpStream, server: &mut TcpStream, up: u64, down: u64, step: usize) {
+    let (to_server, to_client) = (Pattern::new(up ^ 0x5EED), Pattern::new(down ^ 0xBEEF));
+    let send = |pattern: Pattern, stream: &TcpStream, length: u64| {
+        let mut stream = stream.try_clone().expect("clone");
+        pattern.write_to(&mut stream, length, step).expect("write");
+        stream.shutdown(Shutdown::Write).expect("shutdown");
+    };
+    let (client_writes, server_writes) = (&*client, &*server);
+    std::thread::scope(|scope| {
+        scope.spawn(|| send(to_server, client_writes, up));
+        scope.spawn(|| send(to_client, server_writes, down));
+        let at_server = scope.spawn(|| {
+            let mut stream = server_writes;
+            to_server.check_to_end(&mut stream).expect("read")
+        });
+        let mut stream = client_writes;
+        assert_eq!(to_client.check_to_end(&mut stream).expect("read"), down, "bytes down");
+        assert_eq!(at_server.join().expect("the server's reader"), up, "bytes up");
+    });
+}
+
+fn exchange_in(lab: &Lab, up: u64, down: u64, step: usize) {
+    let (mut client, mut server) = pair(lab.pod("a"), lab.pod("b"));
+    exchange(&mut client, &mut server, up, down, step);
+}
+
+#[test]
+fn payloads_of_all_sizes_both_ways() {
+    let lab = two_pods();
+    let mut sum = 0;
+    for size in [0, 1, 2, 1_447, 1_448, 16_383, 16_384, 16_385, 65_535, 65_536, 65_537, 1 << 20] {
+        exchange_in(&lab, size, size, 64 << 10);
+        exchange_in(&lab, size, 0, 64 << 10);
+        exchange_in(&lab, 0, size, 64 << 10);
+        sum += 4 * size;
+    }
+    assert_tunnelled(&lab, sum);
+}
+
+#[test]
+fn payloads_of_all_sizes_over_ipv6() {
+    let lab = two_pods();
+    for size in [0, 1, 1_447, 65_536, 4 << 20] {
+        let (mut client, mut server) = pair_of(lab.pod("a"), lab.pod("b"), true);
+        exchange(&mut client, &mut server, size, size, 64 << 10);
+    }
+    assert_tunnelled(&lab, 8 << 20);
+}
+
+#[test]
+fn writes_of_one_byte() {
+    let lab = two_pods();
+    let (mut client, mut server) = pair(lab.pod("a"), lab.pod("b"));
+    client.set_nodelay(true).expect("nodelay");
+    server.set_nodelay(true).expect("nodelay");
+    exchange(&mut client, &mut server, 50_000, 50_000, 1);
+    assert_tunnelled(&lab, 100_000);
+}
+
+#[test]
+fn writes_of_four_mebibytes() {
+    let lab = two_pods();
+    exchange_in(&lab, 64 << 20, 64 << 20, 4 << 20);
+    assert_tunnelled(&lab, 128 << 20);
+}
+
+#[test]
+fn one_gibibyte_both_ways_at_once() {
+    let lab = two_pods();
+    exchange_in(&lab, 1 << 30, 1 << 30, 256 << 10);
+    assert_tunnelled(&lab, 2 << 30);
+}
+
+#[test]
+fn pods_of_one_node() {
+    let lab = lab(&Plan::new().pod("a", 1).pod("b", 1));
+    for size in [0, 1, 1_447, 65_536, 32 << 20] {
+        exchange_in(&lab, size, size, 64 << 10);
+    }
+}
+
+#[test]
+fn many_streams_at_once() {
+    let lab = two_pods();
+    let mut pairs: Vec<_> = (0..64).map(|_| pair(lab.pod("a"), lab.pod("b"))).collect();
+    std::thread::scope(|scope| {
+        for (number, (client, server)) in pairs.iter_mut().enumerate() {
+            let size = (number as u64 + 1) * 37_003;
+            scope.spawn(move || exchange(client, server, size, size / 2, 8_192));
+        }
+    });
+    assert_tunnelled(&lab, 64 * 37_003);
+}
