@@ -5,6 +5,7 @@
 //! then pass over the kernel's own TCP, which shows that it is not them who are wrong.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod binary;
 pub mod payload;
 pub mod sockets;

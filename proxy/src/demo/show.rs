@@ -77,6 +77,7 @@ pub fn run(options: Options, proxy: &Path) -> Result<()> {
     std::panic::set_hook(Box::new(move |panic| {
         default_hook(panic);
         site::tear_down_all();
+        std::process::exit(101);
     }));
     let started = Instant::now();
     say("making two nodes with a pod each, in network namespaces of this machine");
@@ -126,7 +127,7 @@ fn measuring<T>(phase: &str, what: &str, run: impl FnOnce() -> Result<T>) -> Res
     let result = run().with_context(|| format!("{phase}: {what}"));
     match &result {
         Ok(_) => eprintln!("{:.1} s", started.elapsed().as_secs_f64()),
-        Err(_) => eprintln!("failed"),
+        Err(_) => eprintln!(),
     }
     result
 }
