@@ -49,8 +49,7 @@ struct Median {
 }
 
 fn median(figures: &[Figure], name: &str, path: PathKind) -> Option<Median> {
-    let all: Vec<&Figure> =
-        figures.iter().filter(|f| f.figure == name && f.path == path).collect();
+    let all: Vec<&Figure> = figures.iter().filter(|f| f.figure == name && f.path == path).collect();
     let clean = all.iter().filter(|f| f.clean).count();
     let mut values: Vec<f64> =
         all.iter().filter(|f| f.clean || clean == 0).map(|f| f.value).collect();
