@@ -15,6 +15,8 @@ use std::time::Duration;
 
 pub const IPERF_PORT: u16 = 5201;
 pub const SOCKPERF_PORT: u16 = 11_111;
+/// The longest message that sockperf knows.
+pub const SOCKPERF_BYTES_MAX: u32 = (1 << 20) - 1;
 pub const HTTP_PORT: u16 = 8080;
 pub const REDIS_PORT: u16 = 6379;
 
@@ -74,6 +76,7 @@ pub fn iperf_server(lab: &Lab, pod: &Pod) -> Result<Process> {
 pub fn sockperf_server(lab: &Lab, pod: &Pod) -> Result<Process> {
     let mut command = Command::new("sockperf");
     command.args(["server", "--tcp", "-i", "0.0.0.0", "-p", &SOCKPERF_PORT.to_string()]);
+    command.args(["--msg-size", &SOCKPERF_BYTES_MAX.to_string()]);
     serve(lab, pod, "sockperf", SOCKPERF_PORT, command)
 }
 
