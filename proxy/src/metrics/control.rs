@@ -72,6 +72,11 @@ impl NodeMetrics {
         self.peer_rejected[reason.index()].fetch_add(1, Relaxed);
     }
 
+    #[must_use]
+    pub fn peer_rejected_count(&self, reason: PeerRejected) -> u64 {
+        self.peer_rejected[reason.index()].load(Relaxed)
+    }
+
     pub fn directory_reload(&self, outcome: ReloadOutcome) {
         self.directory_reloads[outcome.index()].fetch_add(1, Relaxed);
     }

@@ -191,23 +191,34 @@ label! {
 label! {
     /// Why a peer, or one who said that he is one, was turned away.
     PeerRejected {
-        NoCertificate => "no_certificate",
-        /// Another CA's, expired, or not fit for the purpose.
-        BadCertificate => "bad_certificate",
+        /// More handshakes at once than the limit, or than one address may have.
+        TooMany => "too_many",
+        /// The handshake was not done in time.
+        Slow => "slow",
+        /// Closed by the other end before the handshake was done.
+        Closed => "closed",
+        /// The first bytes are not ours.
+        Garbage => "garbage",
+        /// TLS failed: no certificate, another CA's, expired, not TLS 1.3.
+        Tls => "tls",
+        /// A malformed or oversized control message.
+        Message => "message",
         /// The certificate is not of the node that the peer says to be.
-        WrongName => "wrong_name",
+        Name => "name",
         /// The directory does not know the node.
-        UnknownNode => "unknown_node",
-        /// No common version or features.
+        Unknown => "unknown",
         Version => "version",
-        /// Garbage, or a message out of turn.
-        Protocol => "protocol",
-        /// A plain link with a token that is unknown, used or expired.
-        BadToken => "bad_token",
+        /// A token that was never issued, is used up or expired.
+        Token => "token",
+        /// A link in plain text although one of the ends wants encryption.
+        Plain => "plain",
+        /// Both ends dialled at once; the other connection is used.
+        Tie => "tie",
+        /// More peers than the limit.
+        Limits => "limits",
+        Draining => "draining",
         /// A stream from an address that is not the peer's.
         BadSource => "bad_source",
-        Timeout => "timeout",
-        Limits => "limits",
     }
 }
 

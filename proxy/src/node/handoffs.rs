@@ -143,9 +143,7 @@ impl Handoffs {
     }
 
     async fn hello(&self, socket: OwnedFd) -> Result<(usize, Channel), HandoffError> {
-        let mut channel = Channel::new(socket)?;
-        let readable = AsyncFd::with_interest(channel, tokio::io::Interest::READABLE)?;
-        let mut readable = readable;
+        let mut readable = rdmesh_sys::readiness::watch(Channel::new(socket)?)?;
         let message = loop {
             let mut ready = readable.readable_mut().await?;
             match ready.get_inner_mut().recv::<ToNode>()? {
@@ -154,7 +152,7 @@ impl Handoffs {
                 None => ready.clear_ready(),
             }
         };
-        channel = readable.into_inner();
+        let mut channel = readable.into_inner();
         let workers = self.mailboxes.len();
         let reason = match message {
             ToNode::Hello { version, .. } if version != handoff::VERSION => RejectReason::Version,
@@ -177,7 +175,7 @@ impl Handoffs {
 }
 
 fn listen(directory: &Path) -> io::Result<AsyncFd<OwnedFd>> {
-    AsyncFd::with_interest(handoff::listen(directory.join(SOCKET_NAME))?, tokio::io::Interest::READABLE)
+    rdmesh_sys::readiness::watch(handoff::listen(directory.join(SOCKET_NAME))?)
 }
 
 /// Per-pod directories outlive their pods; one that holds nothing but our socket goes.

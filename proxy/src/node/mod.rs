@@ -15,6 +15,7 @@ use crate::directory::Directory;
 use crate::metrics::{NodeMetrics, Registry, WorkerMetrics};
 use anyhow::Context;
 use messages::{Command, Mailbox, Request};
+use peers::Peers;
 use rdmesh_config::Config;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +34,8 @@ struct Shared {
     mailboxes: Vec<Mailbox<Command>>,
     directory: Arc<Directory>,
     peers: peers::Handle,
+    /// Stops its tasks when it is dropped.
+    _peers: Peers,
     ready: AtomicBool,
 }
 
@@ -66,7 +69,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     std::fs::create_dir_all(&node.pods_dir)
         .with_context(|| format!("node.pods_dir: cannot create {}", node.pods_dir.display()))?;
     let (requests, requested) = mpsc::channel::<Request>(REQUESTS_MAX);
-    let peers = peers::start(&config, Arc::clone(&directory), mailboxes.clone(), requested, Arc::clone(&metrics))?;
+    let options = peers::Options { metrics: Arc::clone(&metrics), ..peers::Options::from(node) };
+    let known = directory.handle();
+    let resolve: peers::Resolve = Arc::new(move |name| known.load().node(name).map(|node| node.address));
+    let peers = Peers::start(options, resolve, mailboxes.clone(), requested).await?;
     let admin_listener = admin::bind("node.admin", node.admin)?;
 
     let (failed, mut failures) = mpsc::channel::<anyhow::Error>(workers);
@@ -92,7 +98,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         started: Instant::now(),
         mailboxes: mailboxes.clone(),
         directory: Arc::clone(&directory),
-        peers,
+        peers: peers.handle(),
+        _peers: peers,
         ready: AtomicBool::new(true),
         config,
     });
@@ -148,7 +155,7 @@ async fn drain(shared: &Shared) {
     shared.ready.store(false, Ordering::Relaxed);
     let time = Duration::from_millis(shared.config.node.timeouts.drain_ms);
     let until = Instant::now() + time;
-    shared.peers.drain();
+    shared.peers.drain().await;
     for mailbox in &shared.mailboxes {
         if mailbox.push(Command::Drain { until }).is_err() {
             warn!("a worker does not answer; it is not drained");
@@ -182,6 +189,43 @@ async fn inspect(mailboxes: &[Mailbox<Command>]) -> Vec<status::WorkerStatus> {
     workers
 }
 
+async fn node_status(shared: &Shared) -> status::NodeStatus {
+    let snapshot = shared.directory.snapshot();
+    let peers = shared.peers.status().await.into_iter().map(|peer| status::PeerStatus {
+        address: peer.address,
+        state: peer.session.to_string(),
+        incarnation: (peer.incarnation != 0).then(|| format!("{:016x}", peer.incarnation)),
+        draining: peer.draining,
+        failures: peer.failures,
+        last_error: peer.last_error,
+        name: peer.name,
+        lanes: Vec::new(),
+    });
+    let pods = snapshot.local_pods().map(|pod| status::PodStatus {
+        name: pod.name.to_string(),
+        uid: pod.uid.to_string(),
+        connected: false,
+    });
+    status::NodeStatus {
+        node: shared.config.node.name.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime_seconds: shared.started.elapsed().as_secs(),
+        draining: !shared.ready.load(Ordering::Relaxed),
+        directory: status::DirectoryStatus {
+            generation: shared.directory.generation(),
+            nodes: snapshot.nodes().len() as u64,
+            pods: snapshot.pods_total() as u64,
+        },
+        streams: status::StreamsStatus::default(),
+        budget: status::BudgetStatus::default(),
+        slab: status::SlabStatus::default(),
+        workers: Vec::new(),
+        peers: peers.collect(),
+        pods: pods.collect(),
+    }
+    .with_workers(inspect(&shared.mailboxes).await)
+}
+
 fn routes(shared: &Arc<Shared>, registry: Registry) -> Routes {
     let ready = Arc::clone(shared);
     let status = Arc::clone(shared);
@@ -189,7 +233,7 @@ fn routes(shared: &Arc<Shared>, registry: Registry) -> Routes {
         .ready(move || ready.ready.load(Ordering::Relaxed))
         .json("/status", move || {
             let shared = Arc::clone(&status);
-            async move { serde_json::to_value(node_status(&shared).await) }
+            async move { node_status(&shared).await }
         })
 }
 

@@ -29,6 +29,7 @@ pub use status::{LaneStatus, PeerStatus};
 pub use tls::{TlsError, TlsFiles};
 
 use self::manager::{Event, Manager, Registry};
+use crate::metrics::NodeMetrics;
 use super::messages::{Command, Mailbox, NodeName, Request};
 use std::io;
 use std::net::SocketAddr;
@@ -83,6 +84,8 @@ pub struct Options {
     pub timing: Timing,
     pub peers_max: usize,
     pub pending_handshakes_max: usize,
+    /// Where rejections are counted.
+    pub metrics: Arc<NodeMetrics>,
 }
 
 impl From<&rdmesh_config::Node> for Options {
@@ -102,6 +105,7 @@ impl From<&rdmesh_config::Node> for Options {
             timing: Timing::from(&node.timeouts),
             peers_max: count(node.limits.peers_max),
             pending_handshakes_max: count(node.limits.pending_handshakes_max),
+            metrics: Arc::default(),
         }
     }
 }
@@ -172,7 +176,7 @@ impl Peers {
         let address = listener.local_addr().map_err(failed)?;
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
         let tokens = Arc::new(Mutex::new(tokens::Tokens::new(TOKENS_MAX)));
-        let rejections = Arc::new(Rejections::default());
+        let rejections = Arc::new(Rejections::new(Arc::clone(&options.metrics)));
         let timing = options.timing;
         let incarnation = own.incarnation;
         let gate = listen::Gate {

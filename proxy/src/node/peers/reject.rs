@@ -1,64 +1,20 @@
 //! Connections that are turned away: counted by reason, logged once per address and reason.
 
+use crate::metrics::NodeMetrics;
 use std::collections::{HashSet, VecDeque};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// How many (address, reason) pairs are remembered as already logged.
 const REMEMBERED_MAX: usize = 1024;
 
-macro_rules! reasons {
-    ($($(#[$doc:meta])* $variant:ident => $name:literal,)*) => {
-        /// Why a connection to the peer port was closed. The names are label values of
-        /// `rdmesh_peer_rejected_total`.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum RejectReason { $($(#[$doc])* $variant,)* }
-
-        impl RejectReason {
-            pub const ALL: &[Self] = &[$(Self::$variant,)*];
-
-            #[must_use]
-            pub fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $name,)* }
-            }
-        }
-    };
-}
-
-reasons! {
-    /// More handshakes at once than `pending_handshakes_max`, or than one address may have.
-    TooMany => "too_many",
-    /// Not done within `handshake_ms`.
-    Slow => "slow",
-    /// Closed by the other end before the handshake was done.
-    Closed => "closed",
-    /// The preamble is not ours.
-    Garbage => "garbage",
-    /// The TLS handshake failed: no certificate, another CA, expired, not TLS 1.3.
-    Tls => "tls",
-    /// A malformed or oversized control message.
-    Message => "message",
-    /// The certificate is not of the node that the hello names.
-    Name => "name",
-    /// The directory does not know the node.
-    Unknown => "unknown",
-    Version => "version",
-    /// A token that was never issued, is used up or expired.
-    Token => "token",
-    /// A link in plain text although one of the ends wants encryption.
-    Plain => "plain",
-    /// Both ends dialled at once; the other connection is used.
-    Tie => "tie",
-    /// More peers than `peers_max`.
-    Limits => "limits",
-    Draining => "draining",
-}
+/// Why a connection to the peer port was closed.
+pub use crate::metrics::PeerRejected as RejectReason;
 
 /// Counters and the memory of what was logged.
 #[derive(Debug, Default)]
 pub struct Rejections {
-    counts: [AtomicU64; RejectReason::ALL.len()],
+    metrics: Arc<NodeMetrics>,
     logged: Mutex<Logged>,
 }
 
@@ -69,9 +25,14 @@ struct Logged {
 }
 
 impl Rejections {
+    #[must_use]
+    pub fn new(metrics: Arc<NodeMetrics>) -> Self {
+        Self { metrics, logged: Mutex::default() }
+    }
+
     /// Counts, and logs if it is the first of its kind from this address.
     pub fn note(&self, address: IpAddr, reason: RejectReason, text: &dyn std::fmt::Display) {
-        self.counts[reason as usize].fetch_add(1, Ordering::Relaxed);
+        self.metrics.peer_rejected(reason);
         // Both ends expect it now and then; it is no fault.
         if reason == RejectReason::Tie {
             return;
@@ -97,12 +58,7 @@ impl Rejections {
 
     #[must_use]
     pub fn count(&self, reason: RejectReason) -> u64 {
-        self.counts[reason as usize].load(Ordering::Relaxed)
-    }
-
-    /// For the metrics: every reason with its count.
-    pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        RejectReason::ALL.iter().map(|reason| (reason.as_str(), self.count(*reason)))
+        self.metrics.peer_rejected_count(reason)
     }
 }
 
