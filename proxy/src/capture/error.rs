@@ -67,11 +67,7 @@ impl CaptureError {
     }
 
     /// The same for an error that came with a system call.
-    pub(super) fn from_io(
-        what: impl Into<String>,
-        needs: &'static str,
-        source: io::Error,
-    ) -> Self {
+    pub(super) fn from_io(what: impl Into<String>, needs: &'static str, source: io::Error) -> Self {
         match source.raw_os_error() {
             Some(number) => Self::from_kernel(what, needs, number),
             None => Self::Kernel { what: what.into(), source },

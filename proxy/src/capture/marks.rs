@@ -20,21 +20,21 @@ pub struct Marks {
 }
 
 impl Marks {
-    /// Derives both marks from `capture.mark`: passthrough is the mark itself, delivery the mark
-    /// with bit 16 set.
+    /// Derives both marks from `capture.mark`: passthrough is the mark itself, delivery differs from
+    /// it in bit 16 (in bit 17 if the mark is bit 16 alone).
     ///
     /// # Errors
-    /// [`CaptureError::Setting`] if the mark is 0 (every unmarked socket has that) or has bit 16
-    /// set, so that the two would be the same.
+    /// [`CaptureError::Setting`] if the mark is 0, which every unmarked socket has.
     pub fn new(mark: u32) -> Result<Self, CaptureError> {
-        if mark == 0 || mark & DELIVERY_BIT != 0 {
-            return Err(CaptureError::Setting {
-                key: "capture.mark",
-                value: format!("{mark:#x}"),
-                allowed: "not 0, and without bit 16 (0x10000), which marks deliveries",
-            });
+        if mark == 0 {
+            let (key, value) = ("capture.mark", mark.to_string());
+            return Err(CaptureError::Setting { key, value, allowed: "1 to 4294967295" });
         }
-        Ok(Self { passthrough: mark, delivery: mark | DELIVERY_BIT })
+        let delivery = match mark ^ DELIVERY_BIT {
+            0 => mark | DELIVERY_BIT << 1,
+            other => other,
+        };
+        Ok(Self { passthrough: mark, delivery })
     }
 }
 
@@ -43,16 +43,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_two_marks_differ() {
+    fn the_default_marks() {
         let marks = Marks::new(0x7264).unwrap();
         assert_eq!(marks, Marks { passthrough: 0x7264, delivery: 0x1_7264 });
     }
 
     #[test]
-    fn marks_that_cannot_be_told_apart_are_refused() {
-        for mark in [0, 0x1_0000, 0x1_7264, u32::MAX] {
-            let message = Marks::new(mark).unwrap_err().to_string();
-            assert!(message.contains("capture.mark"), "{message}");
+    fn the_two_marks_differ_and_neither_is_0() {
+        for mark in [1, 0x1_0000, 0x1_7264, 0x3_0000, u32::MAX] {
+            let marks = Marks::new(mark).unwrap();
+            assert_eq!(marks.passthrough, mark);
+            assert!(marks.delivery != mark && marks.delivery != 0, "{marks:?}");
         }
+    }
+
+    #[test]
+    fn the_mark_of_every_other_socket_is_refused() {
+        assert!(Marks::new(0).unwrap_err().to_string().starts_with("capture.mark = 0"));
     }
 }

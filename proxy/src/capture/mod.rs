@@ -13,7 +13,9 @@
 //!
 //! What it does not do: `exclude_inbound_ports` is nothing of the namespace, the directory tells
 //! peers about it. UDP, ICMP and whatever is on its way in are never touched. No sysctl is written.
-//! A connection that the pod makes to its own address goes over `lo` and is not captured.
+//! A connection that the pod makes to its own address goes over `lo` and is not captured. Where one
+//! local port is in use towards several servers at a time, the redirect has to translate the source
+//! port of all but one: the sidecar then sees the client's address with another port.
 
 mod error;
 mod marks;
@@ -59,6 +61,10 @@ pub fn apply(config: &Capture, listen_port: u16) -> Result<Applied, CaptureError
     let ipv6 = has_ipv6();
     let plan = plan::Plan::new(config, listen_port, ipv6)?;
     let routes = routes::Routes::open()?;
+    // Redirected connections and deliveries go over it.
+    if !routes.loopback_is_up()? {
+        return Err(CaptureError::LoopbackDown);
+    }
     let added = routes.add(&plan.routing)?;
     if let Err(error) = nft::install(&plan) {
         routes.undo(&added);
@@ -69,11 +75,12 @@ pub fn apply(config: &Capture, listen_port: u16) -> Result<Applied, CaptureError
 }
 
 /// Removes all that any [`apply`] left in the network namespace of the calling thread, whatever its
-/// config was. Nothing there is success.
+/// config was. Nothing there is success. Captured connections that are still open break, because
+/// the kernel drops their address translation with the last chain that could make one.
 ///
 /// # Errors
-/// What the operator has to change. Connections are no longer captured once the table is gone, which
-/// comes first.
+/// What the operator has to change. New connections are no longer captured once the table is gone,
+/// which comes first.
 pub fn cleanup() -> Result<(), CaptureError> {
     nft::remove()?;
     routes::Routes::open()?.remove_all()

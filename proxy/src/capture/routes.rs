@@ -8,6 +8,7 @@ use super::plan::Routing;
 use super::{CaptureError, Family};
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::link::LinkFlags;
 use rtnetlink::packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -51,6 +52,15 @@ impl Routes {
             handle
         };
         Ok(Self { runtime, handle })
+    }
+
+    pub fn loopback_is_up(&self) -> Result<bool, CaptureError> {
+        let links = self.handle.link().get().match_index(LOOPBACK_INDEX).execute();
+        let links: Vec<_> = self
+            .runtime
+            .block_on(links.try_collect())
+            .map_err(|error| explain_as("look at the loopback interface".into(), &error))?;
+        Ok(links.iter().any(|link| link.header.flags.contains(LinkFlags::Up)))
     }
 
     /// Adds what `routing` wants and is not there yet. After a failure nothing has been added.

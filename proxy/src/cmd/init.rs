@@ -3,7 +3,7 @@
 use crate::capture;
 use anyhow::Context;
 use ipnet::IpNet;
-use rdmesh_config::{Capture, Config};
+use rdmesh_config::{Capture, Config, Log};
 use std::path::PathBuf;
 
 /// Program the pod's network namespace: capture outgoing TCP, route deliveries (CAP_NET_ADMIN)
@@ -44,11 +44,17 @@ pub struct Args {
 /// What the operator has to change; nothing is left half-configured.
 pub fn run(args: Args) -> anyhow::Result<()> {
     if args.cleanup {
+        // Of no config's making, so that a broken one cannot stand in the way.
+        super::start_logging(&Log::default())?;
         capture::cleanup().context("cannot clean up the network namespace")?;
         tracing::info!("the network namespace is as it was before the capture");
         return Ok(());
     }
-    let config = load(args.config.as_deref())?;
+    let config = match &args.config {
+        Some(path) => Config::load(path)?,
+        None => Config::default(),
+    };
+    super::start_logging(&config.log)?;
     let port = args.port.unwrap_or(config.sidecar.listen_port);
     let capture = overridden(config.capture, args);
     let applied = capture::apply(&capture, port).context("cannot set up the capture")?;
@@ -72,11 +78,4 @@ fn overridden(mut capture: Capture, args: Args) -> Capture {
     replace(&mut capture.include_outbound_ports, args.include_outbound_ports);
     replace(&mut capture.exclude_outbound_ports, args.exclude_outbound_ports);
     capture
-}
-
-fn load(path: Option<&std::path::Path>) -> anyhow::Result<Config> {
-    let Some(path) = path else { return Ok(Config::default()) };
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read the config {}", path.display()))?;
-    serde_yaml::from_str(&text).with_context(|| format!("in the config {}", path.display()))
 }

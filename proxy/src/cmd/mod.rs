@@ -39,8 +39,6 @@ enum Command {
     CheckConfig(check_config::Args),
 }
 
-pub mod init;
-
 /// Runs the program and returns its exit code.
 #[must_use]
 pub fn main() -> ExitCode {

@@ -123,10 +123,10 @@ fn add_match(rule: &mut Rule<'_>, condition: Match, sets: &Sets) {
             rule.add_expr(&Cmp::new(CmpOp::Neq, IPPROTO_TCP));
         }
         Match::NotSyn => {
-            load_tcp(rule, TransportHeaderField::Raw {
-                offset_bits: TCP_FLAGS_OFFSET,
-                length_bits: 1,
-            });
+            load_tcp(
+                rule,
+                TransportHeaderField::Raw { offset_bits: TCP_FLAGS_OFFSET, length_bits: 1 },
+            );
             rule.add_expr(&Bitwise::new(TCP_FIN_SYN_RST_ACK, 0u8));
             rule.add_expr(&Cmp::new(CmpOp::Neq, TCP_SYN));
         }

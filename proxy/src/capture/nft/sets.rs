@@ -57,13 +57,7 @@ impl Sets {
         (set, id)
     }
 
-    fn add_keys(
-        &mut self,
-        batch: &mut Transaction,
-        table: &Table,
-        name: SetName,
-        ports: &[u16],
-    ) {
+    fn add_keys(&mut self, batch: &mut Transaction, table: &Table, name: SetName, ports: &[u16]) {
         let (set, id) = self.declare::<Port>(table, name);
         batch.create(&set, "create a set of ports", "nf_tables");
         for chunk in ports.chunks(PORTS_PER_MESSAGE) {

@@ -65,7 +65,11 @@ impl Transaction {
         let mut outstanding = sequence.len();
         let mut buffer = vec![0u8; RECEIVE_BYTES];
         while outstanding > 0 {
-            for message in socket.recv(&mut buffer).map_err(failed)? {
+            let messages = match socket.recv(&mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                result => result.map_err(failed)?,
+            };
+            for message in messages {
                 let Some(answer) = parse_answer(message.map_err(failed)?) else { continue };
                 if answer.error != 0 {
                     // Kernels before 6.10 do not acknowledge the begin and end of a batch.
@@ -143,8 +147,7 @@ mod tests {
 
     #[test]
     fn a_refusal_is_traced_to_its_message() {
-        let steps =
-            ["a", "b"].map(|what| Step { what, needs: "" });
+        let steps = ["a", "b"].map(|what| Step { what, needs: "" });
         let what = |framed, sequence| step_of(&steps, 1, framed, sequence).what;
         assert_eq!((what(1, 2), what(1, 3)), ("a", "b"));
         assert_eq!((what(0, 1), what(0, 2)), ("a", "b"));
