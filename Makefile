@@ -73,7 +73,7 @@ deny: ## Licences, sources, bans and advisories of the dependencies (installs ca
 
 .PHONY: fuzz
 fuzz: setup-build ## Fuzz every input that crosses a trust boundary (SECONDS=10)
-	$(CARGO) run --locked --release -p rdmesh-fuzz -- --seconds $(SECONDS) $(ARGS)
+	$(CARGO) run --locked -p rdmesh-fuzz -- --seconds $(SECONDS) $(ARGS)
 
 .PHONY: bench-tunnel
 bench-tunnel: setup-lab build ## Compare with kernel TCP and with a pair of HAProxy

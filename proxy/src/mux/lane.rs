@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 const CREDITS_MIN: u32 = 4;
 /// Sizes beyond make no sense and would overflow a field of the wire.
 const BYTES_MAX: u32 = 1 << 30;
+/// A shorter interval would only keep the lane busy with itself.
+const INTERVAL_MIN: Duration = Duration::from_millis(1);
 /// Never the time of anything.
 pub(super) const NEVER: u64 = u64::MAX;
 
@@ -143,6 +145,7 @@ impl<P: Payload> Lane<P> {
             config.window_max_bytes.clamp(config.window_initial_bytes, BYTES_MAX);
         config.send_queue_bytes_max = config.send_queue_bytes_max.clamp(1, BYTES_MAX);
         config.quantum_bytes = config.quantum_bytes.clamp(1, BYTES_MAX);
+        config.keepalive_interval = config.keepalive_interval.max(INTERVAL_MIN);
         let nonce = nonce.max(1);
         Self {
             side,
@@ -275,7 +278,7 @@ impl<P: Payload> Lane<P> {
     pub fn writable(&mut self, id: StreamId) -> usize {
         let Some(stream) = self.streams.get_mut(&id) else { return 0 };
         let bytes = stream.writable(self.config.send_queue_bytes_max);
-        stream.writable_wanted |= bytes == 0;
+        stream.writable_wanted = bytes == 0;
         bytes as usize
     }
 

@@ -40,6 +40,8 @@ pub(super) struct Builder<P> {
     tails_bytes: usize,
     frames: u16,
     bytes_max: usize,
+    /// Memory for the unsequenced messages, which pass by the one in the making.
+    service: Vec<u8>,
 }
 
 enum Put {
@@ -66,6 +68,7 @@ impl<P: Payload> Builder<P> {
             tails_bytes: 0,
             frames: 0,
             bytes_max: 0,
+            service: Vec::new(),
         }
     }
 
@@ -254,16 +257,18 @@ impl<P: Payload> Lane<P> {
         frames: &[Frame],
         alloc: &mut dyn FnMut(&[u8]) -> Option<P>,
     ) -> Option<Transmit<P>> {
-        // A message in the making may be in the builder.
-        let mut head = Vec::with_capacity(HEADER_BYTES + frames.len() * FRAME_BYTES_MAX);
+        let mut head = std::mem::take(&mut self.builder.service);
+        head.clear();
         head.resize(HEADER_BYTES, 0);
         for frame in frames {
             frame.encode(&mut head);
         }
-        let header = self.header(0, frames.len() as u16, head.len(), head.len());
-        head[..HEADER_BYTES].copy_from_slice(&header.encode());
         let bytes = head.len();
-        let head = alloc(&head)?;
+        let header = self.header(0, frames.len() as u16, bytes, bytes);
+        head[..HEADER_BYTES].copy_from_slice(&header.encode());
+        let payload = alloc(&head);
+        self.builder.service = head;
+        let head = payload?;
         self.note_transmitted();
         Some(Transmit { head, tails: SmallVec::new(), bytes })
     }
