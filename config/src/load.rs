@@ -19,8 +19,10 @@ use std::path::Path;
 
 /// Largest configuration file that is read.
 pub const CONFIG_BYTES_MAX: usize = 1 << 20;
-/// Largest directory file that is read: room for about 400,000 pods.
-pub const DIRECTORY_BYTES_MAX: usize = 64 << 20;
+/// Largest directory file that is read: room for about 250,000 pods.
+pub const DIRECTORY_BYTES_MAX: usize = 32 << 20;
+/// Most values in a file. The YAML library needs hundreds of bytes for each, however short it is.
+const VALUES_MAX: usize = 4_000_000;
 
 /// A value of the right type with a path where it is wrong.
 pub(crate) struct Finding {
@@ -88,7 +90,7 @@ impl DirectoryFile {
         // The tree, which knows lines, costs several times the memory and time of the plain types. A file
         // without a `*` has no aliases, so its size bounds what it can become.
         if !text.contains('*')
-            && too_deep(text).is_none()
+            && too_costly(text).is_none()
             && let Ok(file) = yaml::read(text, PhantomData::<Self>)
             && check_directory::check(&file, true).is_empty()
             && file != Self::default()
@@ -115,7 +117,7 @@ impl DirectoryFile {
 }
 
 /// The YAML scanner's time for each word grows with the brackets that are open.
-const BRACKETS_MAX: usize = 100;
+const BRACKETS_MAX: usize = 32;
 
 const EMPTY: &str = "the file is empty: was it written to its end?";
 
@@ -163,9 +165,7 @@ fn parse(text: &str, origin: &str, bytes_max: usize) -> Result<Tree, Faults> {
     if text.len() > bytes_max {
         return Err(too_large(origin, bytes_max));
     }
-    if let Some(line) = too_deep(text) {
-        let problem =
-            format!("more than {BRACKETS_MAX} open brackets: lists or maps are nested too deeply");
+    if let Some((line, problem)) = too_costly(text) {
         return Err(Faults::whole(origin, Some(line), problem));
     }
     Tree::parse(text).map_err(|syntax| {
@@ -174,19 +174,34 @@ fn parse(text: &str, origin: &str, bytes_max: usize) -> Result<Tree, Faults> {
     })
 }
 
-/// The line where more than [`BRACKETS_MAX`] brackets are open. Those in quotes and comments count too: a
-/// rule that a hostile text cannot get around matters more than a text with hundreds of stray brackets.
-fn too_deep(text: &str) -> Option<usize> {
-    let (mut open, mut line) = (0_usize, 1);
-    for byte in text.bytes() {
+/// Refuses what would cost the YAML library too much time or memory, before it sees the text.
+///
+/// Quotes and comments are not told apart: a rule that a hostile text cannot get around matters more than a
+/// text with hundreds of stray brackets.
+fn too_costly(text: &str) -> Option<(usize, String)> {
+    let (mut open, mut values, mut line) = (0_usize, 0_usize, 1);
+    let bytes = text.as_bytes();
+    for (at, byte) in bytes.iter().enumerate() {
         match byte {
             b'[' | b'{' => open += 1,
             b']' | b'}' => open = open.saturating_sub(1),
             b'\n' => line += 1,
             _ => {}
         }
+        let next_is_space = bytes.get(at + 1).is_none_or(u8::is_ascii_whitespace);
+        values += usize::from(match byte {
+            b'[' | b'{' | b',' | b'\n' => true,
+            b'-' | b':' | b'?' => next_is_space,
+            _ => false,
+        });
         if open > BRACKETS_MAX {
-            return Some(line);
+            let problem = format!(
+                "more than {BRACKETS_MAX} open brackets: lists or maps are nested too deeply"
+            );
+            return Some((line, problem));
+        }
+        if values > VALUES_MAX {
+            return Some((line, format!("more than {VALUES_MAX} values: is this the right file?")));
         }
     }
     None

@@ -108,9 +108,22 @@ impl<'de> Deserializer<'de> for &'de Tree {
         visitor.visit_enum(name)
     }
 
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, TreeError> {
+        // Else a list would do, its elements taken for the fields in their order.
+        if matches!(self.kind, Kind::List(_)) {
+            return Err(TreeError::new(What::Expected("struct ".into())));
+        }
+        self.deserialize_any(visitor)
+    }
+
     forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit
-        unit_struct newtype_struct seq tuple tuple_struct map struct identifier ignored_any
+        unit_struct newtype_struct seq tuple tuple_struct map identifier ignored_any
     }
 }
 

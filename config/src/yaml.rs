@@ -27,7 +27,8 @@ pub(crate) fn read<'de, S: DeserializeSeed<'de>>(
         message: error.to_string(),
     })?;
     if documents.next().is_some() {
-        let message = "the file holds more than one YAML document (`---`): keep only one";
+        let message =
+            "something follows the first YAML document: keep only one, without `---` after it";
         return Err(Syntax { line: None, message: message.into() });
     }
     Ok(value)

@@ -5,6 +5,7 @@
 //! then pass over the kernel's own TCP, which shows that it is not them who are wrong.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod binary;
 pub mod payload;
 pub mod sockets;
@@ -14,6 +15,7 @@ pub use rdmesh_config as config;
 pub use rdmesh_proxy::demo::lab::{Lab, Plan, Pod, netns, process, scrape, topology};
 pub use sockets::{End, PodSockets, pair, read_end};
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Whatever a test waits for comes within this time or never.
@@ -32,6 +34,14 @@ pub fn needs_mesh(test: &str) -> bool {
         eprintln!("{test}: left out, it speaks of the mesh and RDMESH_E2E_DIRECT=1 is set");
     }
     direct()
+}
+
+/// Keeps the other tests of the same file away from the machine: for those that measure times and
+/// rates, and those that fill it by themselves. Cargo runs the files one after the other.
+#[must_use]
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A lab with its mesh up.

@@ -3,3 +3,5 @@
 //! What it does not do: run in production; nothing else in the proxy uses this room.
 
 pub mod lab;
+pub mod show;
+pub mod workload;

@@ -142,7 +142,9 @@ impl Directory {
                 tracing::info!(generation, nodes, pods, "directory reloaded");
             }
             Poll::Rejected(error) => {
-                tracing::warn!(%error, "directory not reloaded, the old one stays in force");
+                // As an error, not as text: its causes are told too.
+                let error: &(dyn std::error::Error + 'static) = &error;
+                tracing::warn!(error, "directory not reloaded, the old one stays in force");
             }
         }
     }

@@ -3,23 +3,23 @@
 //! It polls instead of watching: that also sees what inotify does not, as a file on a network file
 //! system and the symbolic links that kubelet swaps.
 
-use rdmesh_config::DirectoryFile;
+use rdmesh_config::{DIRECTORY_BYTES_MAX, DirectoryFile, Faults};
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Largest file that is read: 150,000 pods take some 30 MiB.
-const FILE_BYTES_MAX: u64 = 256 << 20;
-
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    #[error("cannot read the directory file {}: {source}; check node.directory.file and its permissions", .path.display())]
+    #[error("cannot read the directory file {} (check node.directory.file and who may read it)", .path.display())]
     Unreadable { path: PathBuf, source: std::io::Error },
-    #[error("the directory file {} is {bytes} bytes, more than {FILE_BYTES_MAX}", .path.display())]
+    #[error("the directory file {} is {bytes} bytes, more than {DIRECTORY_BYTES_MAX}; is it the right one?", .path.display())]
     TooLarge { path: PathBuf, bytes: u64 },
     #[error("the directory file {} was changed while it was read", .path.display())]
     Changing { path: PathBuf },
-    #[error("the directory file {} is not valid:\n{faults}", .path.display())]
-    Invalid { path: PathBuf, faults: String },
+    #[error("the directory file {} is not UTF-8 text; is it the right one?", .path.display())]
+    NotText { path: PathBuf },
+    #[error(transparent)]
+    Invalid(#[from] Faults),
 }
 
 /// What tells one content of the file from another, without reading it.
@@ -53,19 +53,19 @@ fn unreadable(path: &Path, source: std::io::Error) -> SourceError {
 /// one content and not a mixture of two.
 pub(super) fn load(path: &Path) -> Result<(Signature, DirectoryFile), SourceError> {
     let before = Signature::of(path)?;
-    if before.bytes > FILE_BYTES_MAX {
+    let limit = u64::try_from(DIRECTORY_BYTES_MAX).unwrap_or(u64::MAX);
+    if before.bytes > limit {
         return Err(SourceError::TooLarge { path: path.to_owned(), bytes: before.bytes });
     }
-    let text = std::fs::read_to_string(path).map_err(|source| unreadable(path, source))?;
+    let mut bytes = Vec::new();
+    // The limit again: the file may grow while it is read, or be a pipe that says no size.
+    let file = std::fs::File::open(path).map_err(|source| unreadable(path, source))?;
+    file.take(limit).read_to_end(&mut bytes).map_err(|source| unreadable(path, source))?;
     if Signature::of(path)? != before {
         return Err(SourceError::Changing { path: path.to_owned() });
     }
-    match parse(&text) {
-        Ok(file) => Ok((before, file)),
-        Err(faults) => Err(SourceError::Invalid { path: path.to_owned(), faults }),
-    }
-}
-
-fn parse(text: &str) -> Result<DirectoryFile, String> {
-    serde_yaml::from_str(text).map_err(|e| e.to_string())
+    let text =
+        String::from_utf8(bytes).map_err(|_| SourceError::NotText { path: path.to_owned() })?;
+    let file = DirectoryFile::from_yaml(&text, &path.display().to_string())?;
+    Ok((before, file))
 }

@@ -11,6 +11,7 @@ use rustix::net::{
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use tokio::io::unix::AsyncFd;
 
 /// Most messages that wait for the other end to read.
 pub const QUEUE_MESSAGES_MAX: usize = 4096;
@@ -154,6 +155,23 @@ impl Channel {
             self.queue.pop_front();
         }
         Ok(true)
+    }
+
+    /// Ends the channel for both ends, though copies of its descriptor may still be held, and drops
+    /// what waits.
+    pub fn close(&mut self) {
+        self.queue.clear();
+        self.queue_bytes = 0;
+        // An error means that it has ended already.
+        let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
+    }
+
+    /// The channel's readiness in the event loop of tokio, over a copy of its descriptor.
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub fn watch(&self) -> io::Result<AsyncFd<OwnedFd>> {
+        rdmesh_sys::readiness::watch(self.fd.try_clone()?)
     }
 
     #[must_use]

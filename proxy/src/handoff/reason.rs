@@ -55,37 +55,39 @@ reasons! {
     /// Why a connection goes by plain TCP.
     PassthroughReason {
         /// The destination is no pod and no service of the mesh.
-        NotInMesh = 1 "not_in_mesh",
+        NotInMesh = 1 "outside_mesh",
         /// The destination's port is excluded from the mesh.
         ExcludedPort = 2 "excluded_port",
         /// The service has no ready endpoint in the mesh.
         NoEndpoint = 3 "no_endpoint",
         /// No link to the peer.
-        PeerAway = 4 "peer_away",
+        PeerAway = 4 "peer_unavailable",
         /// The peer has no such pod.
-        NoPod = 5 "no_pod",
+        NoPod = 5 "peer_no_pod",
         /// The peer's pod has no sidecar connected.
-        NoSidecar = 6 "no_sidecar",
+        NoSidecar = 6 "peer_no_sidecar",
         /// A limit of either node proxy is reached.
         Limits = 7 "limits",
         /// A node proxy is going away.
         Draining = 8 "draining",
         /// A policy applies that the node proxies cannot evaluate.
-        Policy = 9 "policy",
+        Policy = 9 "policy_unknown",
         /// The peer did not believe the source address.
         BadSource = 10 "bad_source",
         /// The lane was lost before the stream was open.
         LaneLost = 11 "lane_lost",
         /// The two node proxies cannot work together.
-        Incompatible = 12 "incompatible",
+        Incompatible = 12 "peer_version",
         /// A fault inside a node proxy.
         Internal = 13 "internal",
+        /// The peer did not answer the opening in time.
+        OpenTimeout = 14 "open_timeout",
         /// The sidecar has no channel to its node proxy.
-        NodeAway = 32 "node_away",
+        NodeAway = 32 "node_proxy_away",
         /// The channel was lost before the node proxy took the connection.
-        NodeLost = 33 "node_lost",
+        NodeLost = 33 "node_proxy_lost",
         /// The node proxy does not keep up with the sidecar.
-        NodeBusy = 34 "node_busy",
+        NodeBusy = 34 "node_proxy_busy",
     }
 }
 

@@ -225,7 +225,7 @@ fn missing_descriptors_and_garbage_are_refused() {
     assert!(matches!(node.recv::<ToNode>(), Err(HandoffError::Wire(WireError::Kind(0xff)))));
     assert_all_copies_closed(read);
 
-    send_raw(&sidecar, &vec![HELLO_KIND; ToNode::BYTES_MAX + 40], &[]);
+    send_raw(&sidecar, &[HELLO_KIND; ToNode::BYTES_MAX + 40], &[]);
     let error = node.recv::<ToNode>().unwrap_err();
     assert!(matches!(error, HandoffError::Wire(WireError::Length { .. })), "{error}");
 

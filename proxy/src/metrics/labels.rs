@@ -1,12 +1,16 @@
 //! Label values as enums, so that counters are fixed arrays and no label value is ever built from
 //! what a peer or a pod sent.
 
+use serde::{Deserialize, Serialize};
+
 /// Declares a label: an enum with all its values, their text and their position in an array.
 macro_rules! label {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident => $text:literal,)+ }) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub enum $name { $($(#[$vdoc])* $variant,)+ }
+        #[derive(
+            Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+        )]
+        pub enum $name { $($(#[$vdoc])* #[serde(rename = $text)] $variant,)+ }
 
         impl $name {
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
@@ -229,5 +233,6 @@ mod tests {
         }
         assert_eq!(PassthroughReason::NodeProxyAway.as_str(), "node_proxy_away");
         assert_eq!(Outcome::COUNT, Outcome::ALL.len());
+        assert_eq!(serde_json::to_string(&Outcome::LaneLost).unwrap(), "\"lane_lost\"");
     }
 }

@@ -73,10 +73,9 @@ impl UnavailableReason {
 }
 
 /// Control thread to worker.
-#[derive(Debug)]
 pub enum Command {
-    /// A link for a lane. If the lane still has an older link this one replaces it: close the old
-    /// one without reporting it as broken.
+    /// A link for a lane, also unasked when the peer wanted it. If the lane still has an older
+    /// link this one replaces it: close the old one without reporting it as broken.
     LinkUp {
         peer: NodeName,
         /// Of the peer's process; another value than before means that its state is gone.
@@ -87,11 +86,13 @@ pub enum Command {
         link: Box<Established>,
     },
     /// The peer's process ended: nothing of its lanes can be resumed, reset their streams now.
+    /// A `NeedLane` that is not answered yet still will be.
     PeerGone { peer: NodeName },
     /// No lane can be had from this peer for now: opens that wait for one pass through. Lanes
     /// that have streams keep waiting for their next link.
     PeerUnavailable { peer: NodeName, reason: UnavailableReason },
-    /// The peer is about to stop: open no new streams to it.
+    /// The peer is about to stop: open no new streams to it, until `PeerGone` or a `LinkUp` of
+    /// another incarnation.
     PeerDraining { peer: NodeName },
     /// A pod's sidecar has connected and was greeted.
     Handoff { pod: Arc<Pod>, channel: Channel },
@@ -105,8 +106,8 @@ pub enum Command {
 /// later; each is sent once per cause, so they are few.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
-    /// Make a link for this lane. Answered by `LinkUp` or `PeerUnavailable`. Ignored while the
-    /// lane has a link that nobody reported as broken.
+    /// Make a link for this lane. Answered by `LinkUp` or `PeerUnavailable` within two seconds.
+    /// If it crosses a `LinkUp` on the way, that is the answer.
     NeedLane { peer: NodeName, lane: u16 },
     /// The link died. Another is made until `LaneIdle`, `PeerGone` or the end of the peer.
     LinkBroken { peer: NodeName, lane: u16, link_id: LinkId, reason: String },

@@ -9,6 +9,7 @@ use super::scrape::{self, Metrics};
 use super::{Lab, Node, Pod, topology};
 use anyhow::{Context, Result};
 use rdmesh_config::{Config, DirectoryFile, NodeEntry, PodEntry, Tls};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,6 +27,9 @@ pub struct State {
     /// Template of all processes' configs; names and paths are filled in.
     config: Config,
     directory: DirectoryFile,
+    /// What single nodes have instead, by node number.
+    node_configs: BTreeMap<u8, Config>,
+    node_directories: BTreeMap<u8, DirectoryFile>,
 }
 
 impl State {
@@ -42,7 +46,12 @@ impl State {
             pods: pods.iter().filter(|pod| pod.meshed).map(pod_entry).collect(),
             services: Vec::new(),
         };
-        Self { config: Config::default(), directory }
+        Self {
+            config: Config::default(),
+            directory,
+            node_configs: BTreeMap::new(),
+            node_directories: BTreeMap::new(),
+        }
     }
 }
 
@@ -64,6 +73,28 @@ impl Lab {
     /// Changes the template from which the configs of all processes are made. Before `mesh_up`.
     pub fn configure(&self, change: impl FnOnce(&mut Config)) {
         change(&mut lock(&self.mesh).config);
+    }
+
+    /// Gives one node proxy a config of its own, made from the template as it is now.
+    pub fn configure_node(&self, number: u8, change: impl FnOnce(&mut Config)) {
+        let mut mesh = lock(&self.mesh);
+        let mut config = mesh.config.clone();
+        change(&mut config);
+        mesh.node_configs.insert(number, config);
+    }
+
+    /// Gives one node proxy a directory file of its own, made from the common one as it is now.
+    pub fn separate_directory(
+        &self,
+        number: u8,
+        change: impl FnOnce(&mut DirectoryFile),
+    ) -> Result<()> {
+        let mut mesh = lock(&self.mesh);
+        let mut directory = mesh.directory.clone();
+        change(&mut directory);
+        mesh.node_directories.insert(number, directory);
+        drop(mesh);
+        self.write_directory()
     }
 
     /// Changes the directory file; running node proxies reload it.
@@ -129,6 +160,10 @@ impl Lab {
         self.dir().join("directory.yaml")
     }
 
+    fn directory_path_of(&self, node: u8) -> PathBuf {
+        self.dir().join(format!("directory-n{node}.yaml"))
+    }
+
     pub fn pods_dir(&self, node: u8) -> PathBuf {
         self.dir().join(format!("n{node}")).join("pods")
     }
@@ -139,16 +174,26 @@ impl Lab {
     }
 
     fn write_directory(&self) -> Result<()> {
-        let text = serde_yaml::to_string(&lock(&self.mesh).directory).context("directory file")?;
-        write_atomically(&self.directory_path(), &text)
+        let mesh = lock(&self.mesh);
+        let text = serde_yaml::to_string(&mesh.directory).context("directory file")?;
+        write_atomically(&self.directory_path(), &text)?;
+        for (node, directory) in &mesh.node_directories {
+            let text = serde_yaml::to_string(directory).context("directory file")?;
+            write_atomically(&self.directory_path_of(*node), &text)?;
+        }
+        Ok(())
     }
 
     /// The config file of a node proxy, made afresh from the template.
     pub fn node_config(&self, node: &Node) -> Result<PathBuf> {
-        let mut config = lock(&self.mesh).config.clone();
+        let mesh = lock(&self.mesh);
+        let mut config = mesh.node_configs.get(&node.number).unwrap_or(&mesh.config).clone();
+        let own_directory = mesh.node_directories.contains_key(&node.number);
+        drop(mesh);
         config.node.name.clone_from(&node.name);
         config.node.pods_dir = self.pods_dir(node.number);
-        config.node.directory.file = self.directory_path();
+        config.node.directory.file =
+            if own_directory { self.directory_path_of(node.number) } else { self.directory_path() };
         if config.node.tls == Tls::default() {
             let certs = self.certs_dir();
             config.node.tls = Tls {

@@ -16,6 +16,7 @@ use std::time::Duration;
 const PREFIX: &str = "rdmesh-lab-";
 const LOCK: &str = "lock";
 const KEEP: &str = "keep";
+const CLEAN_UP_WITHIN: Duration = Duration::from_secs(20);
 
 /// The labs of this process, for the signal handler and the panic hook.
 static LIVE: Mutex<Live> = Mutex::new(Live { closing: false, labs: BTreeMap::new() });
@@ -51,8 +52,11 @@ impl Site {
         let id = format!("{PREFIX}{}-{number}", std::process::id());
         let dir = std::env::temp_dir().join(&id);
         std::fs::create_dir(&dir).with_context(|| format!("create {}", dir.display()))?;
-        let lock = File::create(dir.join(LOCK)).context("create the lab's lock file")?;
+        // Renamed into place when it is locked: a sweeper never sees it unlocked.
+        let unlocked = dir.join("lock.new");
+        let lock = File::create(&unlocked).context("create the lab's lock file")?;
         flock(&lock, FlockOperation::LockExclusive).context("lock the lab's directory")?;
+        std::fs::rename(unlocked, dir.join(LOCK)).context("name the lab's lock file")?;
         let mut live = live();
         if live.closing {
             bail!("interrupted");
@@ -97,8 +101,11 @@ impl Site {
 
 impl Drop for Site {
     fn drop(&mut self) {
-        live().labs.remove(&self.id);
-        if !self.keep {
+        if live().labs.remove(&self.id).is_none() {
+            // The signal handler is at it, and will end the process: what this thread could say
+            // now would be about programs that were killed under it.
+            std::thread::sleep(CLEAN_UP_WITHIN);
+        } else if !self.keep {
             tear_down(&self.id, &self.dir);
         }
     }
@@ -125,13 +132,6 @@ pub fn sweep(kept: bool) -> usize {
         // No lock file: a lab in its first millisecond, or one being removed by its owner.
         let Ok(lock) = File::open(dir.join(LOCK)) else { continue };
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() && dir.exists() {
-            let fresh = entry
-                .metadata()
-                .and_then(|m| m.modified())
-                .is_ok_and(|at| at.elapsed().is_ok_and(|age| age < Duration::from_secs(2)));
-            if fresh && !kept {
-                continue;
-            }
             tear_down(&id, &dir);
             removed += 1;
         }

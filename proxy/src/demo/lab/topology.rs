@@ -63,27 +63,40 @@ pub fn join_nodes(n1: &Netns, n2: &Netns) -> Result<()> {
 fn node(netns: &Netns, number: u8, other: u8) -> Result<()> {
     netns.sysctl("ipv4/ip_forward", "1")?;
     netns.sysctl("ipv6/conf/all/forwarding", "1")?;
-    let (v4, v6) = (node_v4(number), node_v6(number));
-    let (via4, via6) = (node_v4(other), node_v6(other));
     let (cni4, cni6) = (pod_v4(number, 1), pod_v6(number, 1));
     let mut batch = String::new();
     let b = &mut batch;
     line(b, "link set lo up");
     line(b, "link add cni0 mtu 1500 type bridge forward_delay 0 stp_state 0");
     line(b, "link set cni0 up");
-    line(b, &format!("link set {UNDERLAY} up"));
-    line(b, &format!("addr add {v4}/24 dev {UNDERLAY} noprefixroute"));
-    line(b, &format!("addr add {v6}/64 dev {UNDERLAY} noprefixroute nodad"));
     line(b, &format!("addr add {cni4}/24 dev cni0 noprefixroute"));
     line(b, &format!("addr add {cni6}/64 dev cni0 noprefixroute nodad"));
-    line(b, &format!("route add 192.168.77.0/24 dev {UNDERLAY} src {v4} {CC}"));
-    line(b, &format!("route add fd77::/64 dev {UNDERLAY} {CC}"));
     line(b, &format!("route add 10.42.{number}.0/24 dev cni0 src {cni4} {CC}"));
     line(b, &format!("route add fd42:{number}::/64 dev cni0 {CC}"));
-    line(b, &format!("route add 10.42.{other}.0/24 via {via4} {CC}"));
-    line(b, &format!("route add fd42:{other}::/64 via {via6} {CC}"));
+    line(b, &format!("addr add {}/24 dev {UNDERLAY} noprefixroute", node_v4(number)));
+    netns.ip(&batch)?;
+    underlay_up(netns, number, other)
+}
+
+/// Sets the underlay's interface up with the addresses and routes that a node loses while it is
+/// down.
+pub fn underlay_up(netns: &Netns, number: u8, other: u8) -> Result<()> {
+    let (v4, v6) = (node_v4(number), node_v6(number));
+    let (via4, via6) = (node_v4(other), node_v6(other));
+    let mut batch = String::new();
+    let b = &mut batch;
+    line(b, &format!("link set {UNDERLAY} up"));
+    line(b, &format!("addr replace {v6}/64 dev {UNDERLAY} noprefixroute nodad"));
+    line(b, &format!("route replace 192.168.77.0/24 dev {UNDERLAY} src {v4} {CC}"));
+    line(b, &format!("route replace fd77::/64 dev {UNDERLAY} {CC}"));
+    line(b, &format!("route replace 10.42.{other}.0/24 via {via4} {CC}"));
+    line(b, &format!("route replace fd42:{other}::/64 via {via6} {CC}"));
     pin_local(b, UNDERLAY, IpAddr::V4(v4));
     netns.ip(&batch)
+}
+
+pub fn underlay_down(netns: &Netns) -> Result<()> {
+    netns.ip(&format!("link set {UNDERLAY} down\n"))
 }
 
 /// Attaches a pod to its node and gives it its addresses.

@@ -21,10 +21,8 @@ impl Framer {
 
     /// Room for the next read, or `None` while the slab has no free buffer.
     pub(super) fn space(&mut self) -> Option<&mut [u8]> {
-        let fits = self
-            .buffer
-            .as_ref()
-            .is_some_and(|buffer| self.slab.buffer_bytes() - self.start >= self.message_bytes_max);
+        let fits = self.buffer.is_some()
+            && self.slab.buffer_bytes() - self.start >= self.message_bytes_max;
         if !fits {
             self.next_buffer()?;
         }
@@ -50,7 +48,7 @@ impl Framer {
         let mut used = 0;
         while let Some(length) = mux::message_length(&all[used..])? {
             if length > self.message_bytes_max || length == 0 {
-                return Err(ProtocolError::MessageTooLong { bytes: length, max: self.message_bytes_max });
+                return Err(ProtocolError::MessageTooLong(length as u64));
             }
             if all.len() - used < length {
                 break;

@@ -6,6 +6,7 @@ use crate::fabric::Link;
 use crate::metrics::FabricKind;
 use crate::mux::{Lane, StreamId};
 use crate::node::messages::{LinkId, NodeName};
+use crate::node::status::LaneStatus;
 use rdmesh_sys::slab::Payload;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -86,6 +87,21 @@ impl LaneSlot {
         match (self.mux.poll_timeout(), waiting) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
+        }
+    }
+
+    pub(super) fn status(&self) -> LaneStatus {
+        let stats = self.mux.stats();
+        LaneStatus {
+            peer: self.peer.to_string(),
+            lane: self.number,
+            fabric: self.fabric.as_str().to_owned(),
+            encrypted: self.encrypted,
+            attached: self.attached,
+            streams: self.streams.len() as u64,
+            unacked_messages: stats.unacked_messages as u64,
+            srtt_us: stats.srtt.and_then(|srtt| u64::try_from(srtt.as_micros()).ok()),
+            failovers: self.failovers,
         }
     }
 }

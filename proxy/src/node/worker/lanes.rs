@@ -4,7 +4,7 @@ use super::Worker;
 use super::engine::{Event, Token};
 use super::lane::{Carrier, LaneSlot};
 use super::slots::Key;
-use crate::fabric::{Broken, Established, Link, Received, select};
+use crate::fabric::{Broken, Established, Received, select};
 use crate::metrics::{Direction, FabricKind, FailoverReason, PassthroughReason};
 use crate::mux::{self, Lane, Open};
 use crate::node::messages::{LinkId, NodeName, Request, Side, UnavailableReason};
@@ -40,7 +40,7 @@ impl Worker {
             Side::Dialer => mux::Side::Dialer,
             Side::Acceptor => mux::Side::Acceptor,
         };
-        Lane::new(self.lane_config.clone(), side, nonce(), self.budget.clone())
+        Lane::new(self.lane_config.clone(), side, self.budget.clone(), nonce())
     }
 
     /// The lane on which streams to pods of this node are opened.

@@ -14,6 +14,9 @@ mod slots;
 mod stream;
 mod streams;
 
+#[cfg(test)]
+mod tests;
+
 use crate::directory::Snapshot;
 use arc_swap::ArcSwap;
 use crate::metrics::{NodeMetrics, SlabState, WorkerMetrics};

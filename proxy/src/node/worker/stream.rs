@@ -142,7 +142,7 @@ impl Stream {
         let mut total = 0;
         while self.writable && !self.out.is_empty() {
             let Some(socket) = &self.socket else { break };
-            let mut slices = [const { IoSlice::new(&[]) }; IO_SLICES_MAX];
+            let mut slices = [IoSlice::new(&[]); IO_SLICES_MAX];
             let mut count = 0;
             let mut offered = 0;
             for (slice, chunk) in slices.iter_mut().zip(&self.out) {

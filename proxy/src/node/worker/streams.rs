@@ -6,7 +6,7 @@ use super::lane::Waiting;
 use super::slots::Key;
 use super::stream::{Read, Stream};
 use crate::metrics::{Direction, Outcome, PassthroughReason, Role};
-use crate::mux::{Open, RefuseReason, ResetReason};
+use crate::mux::{Open, RefuseReason, ResetReason, StreamId};
 use rdmesh_sys::slab::Payload;
 use std::os::fd::AsFd;
 use tracing::debug;
@@ -199,8 +199,7 @@ impl Worker {
         };
         let fabric = slot.fabric;
         if !self.take(&open) {
-            slot_reset(slot, id);
-            self.serve(lane);
+            self.reset_in_lane(lane, id);
             return;
         }
         let mut stream = Stream::new(lane, id, open.pod, Role::Client, fabric, self.now);
@@ -211,10 +210,10 @@ impl Worker {
                 slot.streams.insert(id, key);
             }
             self.read_later(key);
-        } else if let Some(slot) = self.lanes.get_mut(lane) {
-            slot_reset(slot, id);
+            self.serve(lane);
+        } else {
+            self.reset_in_lane(lane, id);
         }
-        self.serve(lane);
     }
 
     /// Lists a stream and watches its socket. `None` when the kernel refuses: the socket is reset.
@@ -330,10 +329,14 @@ impl Worker {
     fn abort(&mut self, key: Key) {
         let Some(stream) = self.streams.get(key) else { return };
         let (lane, id) = (stream.lane, stream.id);
-        if let Some(slot) = self.lanes.get_mut(lane) {
-            slot_reset(slot, id);
-        }
+        self.reset_in_lane(lane, id);
         self.forget(key, Outcome::Reset);
+    }
+
+    fn reset_in_lane(&mut self, lane: Key, id: StreamId) {
+        if let Some(slot) = self.lanes.get_mut(lane) {
+            slot.mux.reset(id, ResetReason::App);
+        }
         self.serve(lane);
     }
 
@@ -354,10 +357,6 @@ impl Worker {
         self.count_stream(stream.pod, -1);
         Some(stream)
     }
-}
-
-fn slot_reset(slot: &mut super::lane::LaneSlot, id: crate::mux::StreamId) {
-    slot.mux.reset(id, ResetReason::App);
 }
 
 fn refused_outcome(reason: RefuseReason) -> Outcome {

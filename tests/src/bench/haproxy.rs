@@ -1,0 +1,64 @@
+//! A pair of HAProxy in TCP mode in the places where rdmesh has its node proxies: one process per
+//! node, which takes the client's connections inside the client's pod and makes the server's
+//! inside the server's pod.
+//!
+//! Nothing redirects here: the client is told HAProxy's own ports on its loopback.
+
+use crate::{Lab, process::Process, topology};
+use anyhow::{Context, Result};
+use rdmesh_proxy::demo::workload;
+use std::fmt::Write;
+use std::net::{IpAddr, Ipv4Addr};
+use std::process::Command;
+use std::time::Duration;
+
+/// Between the nodes, HAProxy uses the application's port plus this.
+const UNDERLAY_OFFSET: u16 = 20_000;
+
+pub const CLIENT_SIDE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+pub fn start(lab: &Lab, ports: &[u16]) -> Result<Vec<Process>> {
+    let (client, server) = (lab.pod("client"), lab.pod("server"));
+    let (mut near, mut far) = (head(), head());
+    let underlay = topology::node_v4(2);
+    for port in ports {
+        let between = port + UNDERLAY_OFFSET;
+        let inside = client.netns.name();
+        writeln!(
+            near,
+            "listen p{port}\n  bind 127.0.0.1:{port} namespace {inside}\n  \
+             server next {underlay}:{between}"
+        )?;
+        let inside = server.netns.name();
+        let app = server.v4;
+        writeln!(
+            far,
+            "listen p{port}\n  bind {underlay}:{between}\n  \
+             server app {app}:{port} namespace {inside}"
+        )?;
+    }
+    let mut all = Vec::new();
+    for (number, config) in [(2_u8, far), (1, near)] {
+        let path = lab.dir().join(format!("haproxy-{number}.cfg"));
+        std::fs::write(&path, config).context("write HAProxy's config")?;
+        let mut command = Command::new(workload::program("haproxy"));
+        command.arg("-db").arg("-f").arg(&path);
+        let node = lab.node(number);
+        let mut process = lab.spawn(&node.netns, &format!("haproxy-{number}"), command)?;
+        let (netns, offset) =
+            if number == 1 { (&client.netns, 0) } else { (&node.netns, UNDERLAY_OFFSET) };
+        for port in ports {
+            process.wait_listening(netns, port + offset, Duration::from_secs(10))?;
+        }
+        all.push(process);
+    }
+    Ok(all)
+}
+
+/// One thread, as rdmesh has one worker; everything else as HAProxy comes.
+fn head() -> String {
+    "global\n  nbthread 1\n  maxconn 9000\n  log stderr local0 err\n\
+     defaults\n  mode tcp\n  maxconn 9000\n  timeout connect 10s\n  timeout client 1h\n  \
+     timeout server 1h\n"
+        .to_owned()
+}
