@@ -104,6 +104,20 @@ fn the_client_connects_directly_and_by_delivery_side_by_side() {
 }
 
 #[test]
+fn a_pod_whose_sockets_inherit_marks_works_as_well() {
+    let (world, mark) = delivery_world();
+    world.pod.run(|| write("/proc/sys/net/ipv4/tcp_fwmark_accept", "1"));
+    for (client, server) in CLIENTS {
+        let listener = listen(&world.pod, server);
+        let from = address(client, 43_217);
+        let sidecar = deliver(&world, mark, from, listener.local_addr().unwrap()).expect(client);
+        let application = accept(&listener).unwrap();
+        assert_eq!(application.peer_addr().unwrap(), from);
+        exchange(&sidecar, &application, 1 << 20);
+    }
+}
+
+#[test]
 fn without_the_mark_nothing_is_delivered() {
     let (world, _) = delivery_world();
     let listener = listen(&world.pod, POD_V4);
