@@ -76,7 +76,7 @@ async fn wait_for_signal() {
         Ok(signal) => tracing::info!(signal, "told to stop"),
         Err(error) => {
             tracing::error!(%error, "cannot wait for signals: only SIGKILL stops this sidecar");
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

@@ -26,6 +26,7 @@ pub(super) struct Session {
     clients: RefCell<BTreeMap<u32, Client>>,
     next_id: Cell<u32>,
     draining: Cell<bool>,
+    warned: Cell<bool>,
     /// When the node proxy last said something.
     heard: Cell<Instant>,
     /// What sending met; [`Session::run`] ends with it.
@@ -42,6 +43,7 @@ impl Session {
             clients: RefCell::default(),
             next_id: Cell::new(0),
             draining: Cell::new(false),
+            warned: Cell::new(false),
             failed: RefCell::default(),
             wake: Notify::new(),
         })
@@ -230,7 +232,9 @@ impl Session {
                 Err(_) => DialFailure::Limits,
             }
         } else {
-            tracing::warn!(%src, %dst, "refused to deliver: not an address of this pod's application");
+            if !self.warned.replace(true) {
+                tracing::warn!(%src, %dst, "refused to deliver: not an address of this pod's application; further ones are only counted");
+            }
             DialFailure::Denied
         };
         self.answer_dial(shared, id, Err(refused));
