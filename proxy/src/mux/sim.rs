@@ -842,6 +842,32 @@ impl World {
             && self.link.as_ref().is_none_or(|link| link.pipes.iter().all(VecDeque::is_empty))
     }
 
+    /// Credits alone, without the help of time, have to get everything on its way: keepalive
+    /// would heal a deadlock by killing the link, and hide it.
+    fn flush(&mut self) {
+        loop {
+            let mut moved = false;
+            for side in 0..2 {
+                self.repost(side);
+                moved |= self.transmit(side);
+                moved |= self.deliver(side);
+            }
+            let Some(link) = self.link.as_ref().filter(|link| link.up == [true; 2]) else { return };
+            let next = link.pipes.iter().filter_map(|pipe| pipe.front().map(|m| m.at)).min();
+            match next {
+                Some(at) => self.now = self.now.max(at),
+                None if moved => {}
+                None => break,
+            }
+        }
+        for (side, lane) in self.lanes.iter().enumerate() {
+            let room = lane.unacked.len() < self.configs[side].unacked_messages_max as usize;
+            let wants = !lane.control.is_empty() || !lane.ready.is_empty();
+            let stuck = lane.unacked.resending() || (room && wants);
+            assert!(!(lane.stats().attached && stuck), "side {side} is stuck: {}", self.describe());
+        }
+    }
+
     /// No more faults: everything has to come to its end.
     fn settle(&mut self) {
         self.calm = true;
@@ -849,6 +875,7 @@ impl World {
             self.notice_cut(0);
             self.notice_cut(1);
         }
+        self.flush();
         for round in 0.. {
             self.make_link();
             self.link_up(0);
