@@ -197,8 +197,7 @@ impl<P: Payload> Lane<P> {
             self.link_down(now);
         }
         let ping_at_us = self.now_us + micros(self.config.keepalive_interval);
-        self.link =
-            Link::new(LinkState::Handshake, self.config.credits, self.now_us, ping_at_us);
+        self.link = Link::new(LinkState::Handshake, self.config.credits, self.now_us, ping_at_us);
     }
 
     /// The link died. The lane waits for another.

@@ -18,11 +18,12 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 const SEEDS: u64 = 12_000;
-const FLOWS_MAX: usize = 24;
+const FLOWS_MAX: usize = 40;
 const KEEPALIVE: Duration = Duration::from_millis(200);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_millis(900);
 const RESUME_TIMEOUT: Duration = Duration::from_secs(20);
@@ -141,10 +142,64 @@ struct World {
     ids: [HashMap<StreamId, usize>; 2],
     calm: bool,
     restarts: bool,
+    cut_rarity: u64,
     bytes_per_flow: u64,
     verbose: bool,
     lost_streams: [usize; 2],
     messages: u64,
+    seen: Seen,
+}
+
+/// How often what was seen: a simulator that never gets anywhere finds nothing.
+#[derive(Debug, Default, Clone, Copy)]
+struct Seen {
+    messages: u64,
+    bytes: u64,
+    resent: u64,
+    resumed: u64,
+    lost: u64,
+    forgot: u64,
+    grown: u64,
+    closed: u64,
+    reset_with_bytes: u64,
+    refused: u64,
+    limits: u64,
+    timed_out: u64,
+    writable: u64,
+    link_dead: u64,
+    unacked_full: u64,
+    last_credit: u64,
+    slab_full: u64,
+}
+
+impl Seen {
+    fn counts(&mut self) -> [(&'static str, &mut u64); 17] {
+        [
+            ("messages", &mut self.messages),
+            ("bytes", &mut self.bytes),
+            ("resent", &mut self.resent),
+            ("resumed", &mut self.resumed),
+            ("lost", &mut self.lost),
+            ("forgot", &mut self.forgot),
+            ("grown", &mut self.grown),
+            ("closed", &mut self.closed),
+            ("reset_with_bytes", &mut self.reset_with_bytes),
+            ("refused", &mut self.refused),
+            ("limits", &mut self.limits),
+            ("timed_out", &mut self.timed_out),
+            ("writable", &mut self.writable),
+            ("link_dead", &mut self.link_dead),
+            ("unacked_full", &mut self.unacked_full),
+            ("last_credit", &mut self.last_credit),
+            ("slab_full", &mut self.slab_full),
+        ]
+    }
+
+    fn add(&mut self, mut other: Self) {
+        for ((_, sum), (_, count)) in self.counts().into_iter().zip(other.counts()) {
+            *sum += *count;
+        }
+    }
 }
 
 fn config(rng: &mut Rng) -> LaneConfig {
@@ -153,7 +208,7 @@ fn config(rng: &mut Rng) -> LaneConfig {
         message_bytes_max: rng.pick(&[MESSAGE_BYTES_MIN, 1000, 4096, 64 << 10]),
         inline_bytes_max: rng.pick(&[0, 16, 100, 1024]),
         credits: rng.pick(&[4, 5, 8, 64]),
-        unacked_messages_max: rng.pick(&[1, 2, 8, 256]),
+        unacked_messages_max: rng.pick(&[1, 2, 8, 64, 256]),
         window_initial_bytes,
         window_max_bytes: window_initial_bytes * rng.pick(&[1, 4, 64]),
         send_queue_bytes_max: rng.pick(&[1, 50, 1000, 128 << 10]),
@@ -179,8 +234,7 @@ impl World {
         let lanes = [0, 1].map(|side: usize| {
             Lane::new(configs[side].clone(), SIDES[side], Rc::clone(&budgets[side]), rng.next())
         });
-        let window =
-            configs[0].window_initial_bytes.min(configs[1].window_initial_bytes).min(1000);
+        let window = configs[0].window_initial_bytes.min(configs[1].window_initial_bytes).min(3000);
         Self {
             now: Instant::now(),
             latency_us: rng.pick(&[1, 50, 1000, 20_000]),
@@ -198,10 +252,12 @@ impl World {
             ids: [HashMap::new(), HashMap::new()],
             calm: false,
             restarts: rng.one_in(4),
+            cut_rarity: rng.pick(&[1, 2, 8, 1000]),
             bytes_per_flow: u64::from(window) * rng.pick(&[1, 5, 20]),
             verbose,
             lost_streams: [0; 2],
             messages: 0,
+            seen: Seen::default(),
             rng,
         }
     }
@@ -320,8 +376,10 @@ impl World {
     fn transmit(&mut self, from: usize) -> bool {
         let to = 1 - from;
         let slab_full = !self.calm && self.rng.one_in(8);
-        let mut alloc = |head: &[u8]| if slab_full { None } else { Some(Bytes::copy_from_slice(head)) };
+        let mut alloc =
+            |head: &[u8]| if slab_full { None } else { Some(Bytes::copy_from_slice(head)) };
         let Some(transmit) = self.lanes[from].poll_transmit(self.now, &mut alloc) else {
+            self.seen.slab_full += u64::from(slab_full);
             self.events(from);
             return false;
         };
@@ -330,7 +388,11 @@ impl World {
         assert_eq!(bytes, transmit.bytes);
         assert_eq!(message_length(&transmit.head), Ok(Some(bytes)));
         assert!(transmit.tails.len() <= TAILS_MAX);
-        assert!(bytes <= self.configs[0].message_bytes_max.min(self.configs[1].message_bytes_max) as usize);
+        assert!(
+            bytes
+                <= self.configs[0].message_bytes_max.min(self.configs[1].message_bytes_max)
+                    as usize
+        );
         let link = self.link.as_mut().expect("nothing is sent without a link");
         assert!(link.up[from]);
         link.sent[to] += 1;
@@ -381,8 +443,11 @@ impl World {
         };
         match self.lanes[side].open(open, self.now) {
             Ok(id) => {
-                let mut flow =
-                    Flow { opener: side, opened_at: self.now, ends: [End::default(), End::default()] };
+                let mut flow = Flow {
+                    opener: side,
+                    opened_at: self.now,
+                    ends: [End::default(), End::default()],
+                };
                 flow.ends[side].id = Some(id);
                 flow.ends[side].accepted = true;
                 flow.ends[side].stalled = self.rng.one_in(5);
@@ -546,8 +611,10 @@ impl World {
             Event::Writable { id } => {
                 assert!(std::mem::take(&mut self.end(side, id).writable_wanted));
                 assert!(self.lanes[side].writable(id) > 0);
+                self.seen.writable += 1;
             }
             Event::LinkDead { .. } => {
+                self.seen.link_dead += 1;
                 self.cut();
                 self.notice_cut(side);
             }
@@ -557,6 +624,7 @@ impl World {
                 let end = self.end(side, id);
                 assert!(end.finished && end.fin_received && end.consumed == end.received);
                 end.ended = Some(Ended::Closed);
+                self.seen.closed += 1;
             }
         }
     }
@@ -575,6 +643,7 @@ impl World {
     fn on_attached(&mut self, side: usize, resumed: bool) {
         let fresh = !self.attached_once[side] || self.peer_life[side] != self.heard_life[side];
         assert_eq!(resumed, !fresh, "resumed what is not there, or forgot what is");
+        self.seen.resumed += u64::from(resumed);
         self.attached_once[side] = true;
         self.peer_life[side] = self.heard_life[side];
         self.down_since[side] = None;
@@ -585,11 +654,13 @@ impl World {
             LostReason::ResumeTimeout => {
                 let since = self.down_since[side].expect("the lane was down");
                 assert!(self.now - since >= RESUME_TIMEOUT, "gave up too early");
+                self.seen.lost += 1;
                 // The peer has to learn that this is another life.
                 self.lives[side] += 1;
             }
             LostReason::PeerForgot => {
                 assert!(self.peer_life[side] != self.heard_life[side], "lost without cause");
+                self.seen.forgot += 1;
             }
             LostReason::Protocol | LostReason::Abandoned => panic!("{reason:?}"),
         }
@@ -608,9 +679,18 @@ impl World {
         let timed_out = self.now - flow.opened_at >= OPEN_TIMEOUT;
         let other = &flow.ends[1 - side];
         match reason {
-            RefuseReason::Unreachable => assert!(other.refused_by_us),
-            RefuseReason::Timeout => assert!(timed_out),
-            RefuseReason::Limits => assert!(other.id.is_none()),
+            RefuseReason::Unreachable => {
+                assert!(other.refused_by_us);
+                self.seen.refused += 1;
+            }
+            RefuseReason::Timeout => {
+                assert!(timed_out);
+                self.seen.timed_out += 1;
+            }
+            RefuseReason::Limits => {
+                assert!(other.id.is_none());
+                self.seen.limits += 1;
+            }
             RefuseReason::Draining => assert!(self.goaway[1 - side] && other.id.is_none()),
             RefuseReason::LaneLost => {
                 assert!(other.id.is_none());
@@ -637,6 +717,7 @@ impl World {
         }
         end.received += payload.len() as u64;
         assert!(end.received <= sent);
+        self.seen.bytes += payload.len() as u64;
     }
 
     fn on_reset(&mut self, side: usize, id: StreamId, reason: ResetReason) {
@@ -645,6 +726,7 @@ impl World {
             ResetReason::App => {
                 let floor = other.reset_floor.expect("a reset out of nothing");
                 let received = self.flows[self.ids[side][&id]].ends[side].received;
+                self.seen.reset_with_bytes += u64::from(floor > 0);
                 assert!(received >= floor, "the reset overtook {} bytes", floor - received);
             }
             ResetReason::Timeout => assert!(other.timed_out),
@@ -655,15 +737,20 @@ impl World {
         self.end(side, id).ended = Some(ended);
     }
 
-    fn check(&self) {
+    fn check(&mut self) {
         for side in 0..2 {
             let (lane, config) = (&self.lanes[side], &self.configs[side]);
+            let full = lane.unacked.len() == config.unacked_messages_max as usize;
+            self.seen.unacked_full += u64::from(full);
+            self.seen.last_credit += u64::from(lane.stats().attached && lane.link.credits() == 0);
             assert!(self.budgets[side].granted() <= self.budgets[side].bytes_max());
             assert_eq!(self.budgets[side].granted(), lane.granted);
             assert!(lane.unacked.len() <= config.unacked_messages_max as usize);
             assert!(lane.streams.len() <= config.streams_max as usize);
             let mut reserved = 0;
             for stream in lane.streams.values() {
+                let grown = stream.window > config.window_initial_bytes;
+                self.seen.grown += u64::from(grown);
                 assert!(stream.queued_bytes() <= config.send_queue_bytes_max);
                 assert!(stream.sent <= stream.send_limit, "beyond the peer's window");
                 reserved += u64::from(stream.reserved);
@@ -684,8 +771,8 @@ impl World {
             let flow = self.rng.below(self.flows.len() as u64) as usize;
             let any = !self.flows.is_empty();
             match self.rng.below(100) {
-                0..4 if self.flows.len() < FLOWS_MAX => self.open(side),
-                4..12 if any => self.answer(flow, side),
+                0..3 if self.flows.len() < FLOWS_MAX => self.open(side),
+                3..12 if any => self.answer(flow, side),
                 12..30 if any => self.send(flow, side),
                 30..33 if any => self.finish(flow, side),
                 33 if any && self.rng.one_in(2) => self.reset(flow, side),
@@ -694,10 +781,20 @@ impl World {
                 62..76 => while self.deliver(side) && self.rng.one_in(2) {},
                 76..81 => self.repost(side),
                 81..91 => self.pass_time(),
-                91..93 => self.make_link(),
-                93..97 => self.link_up(side),
-                97 if self.rng.one_in(3) => self.cut(),
-                98 => self.notice_cut(side),
+                91..94 => self.make_link(),
+                94..97 => {
+                    self.link_up(side);
+                    if self.rng.one_in(2) {
+                        self.link_up(1 - side);
+                    }
+                }
+                97 if self.rng.one_in(self.cut_rarity) => self.cut(),
+                98 => {
+                    self.notice_cut(side);
+                    if self.rng.one_in(2) {
+                        self.notice_cut(1 - side);
+                    }
+                }
                 99 => self.rarities(side),
                 _ => {}
             }
@@ -745,6 +842,32 @@ impl World {
             && self.link.as_ref().is_none_or(|link| link.pipes.iter().all(VecDeque::is_empty))
     }
 
+    /// Credits alone, without the help of time, have to get everything on its way: keepalive
+    /// would heal a deadlock by killing the link, and hide it.
+    fn flush(&mut self) {
+        loop {
+            let mut moved = false;
+            for side in 0..2 {
+                self.repost(side);
+                moved |= self.transmit(side);
+                moved |= self.deliver(side);
+            }
+            let Some(link) = self.link.as_ref().filter(|link| link.up == [true; 2]) else { return };
+            let next = link.pipes.iter().filter_map(|pipe| pipe.front().map(|m| m.at)).min();
+            match next {
+                Some(at) => self.now = self.now.max(at),
+                None if moved => {}
+                None => break,
+            }
+        }
+        for (side, lane) in self.lanes.iter().enumerate() {
+            let room = lane.unacked.len() < self.configs[side].unacked_messages_max as usize;
+            let wants = !lane.control.is_empty() || !lane.ready.is_empty();
+            let stuck = lane.unacked.resending() || (room && wants);
+            assert!(!(lane.stats().attached && stuck), "side {side} is stuck: {}", self.describe());
+        }
+    }
+
     /// No more faults: everything has to come to its end.
     fn settle(&mut self) {
         self.calm = true;
@@ -752,6 +875,7 @@ impl World {
             self.notice_cut(0);
             self.notice_cut(1);
         }
+        self.flush();
         for round in 0.. {
             self.make_link();
             self.link_up(0);
@@ -817,15 +941,18 @@ impl World {
 
     fn describe(&self) -> String {
         let stats = [self.lanes[0].stats(), self.lanes[1].stats()];
-        let live: Vec<_> =
-            self.flows.iter().filter(|flow| flow.ends.iter().any(|end| end.live().is_some())).collect();
+        let live: Vec<_> = self
+            .flows
+            .iter()
+            .filter(|flow| flow.ends.iter().any(|end| end.live().is_some()))
+            .collect();
         format!("{stats:?} {live:?}")
     }
 }
 
-fn run(seed: u64, verbose: bool) -> u64 {
+fn run(seed: u64, verbose: bool) -> Seen {
     let mut world = World::new(seed, verbose);
-    let steps = 100 + world.rng.below(700);
+    let steps = 200 + world.rng.below(4000);
     if !world.rng.one_in(4) {
         world.make_link();
         world.link_up(0);
@@ -835,7 +962,8 @@ fn run(seed: u64, verbose: bool) -> u64 {
     world.settle();
     world.verdict();
     world.idle();
-    world.messages
+    let resent = world.lanes.iter().map(|lane| lane.stats().messages_resent_total).sum();
+    Seen { messages: world.messages, resent, ..world.seen }
 }
 
 fn number_from(variable: &str) -> Option<u64> {
@@ -849,27 +977,34 @@ fn simulated_lanes_keep_their_promises() {
         return;
     }
     let seeds = number_from("RDMESH_SIM_SEEDS").unwrap_or(SEEDS);
-    let (next, messages) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (next, seen) = (AtomicU64::new(0), Mutex::new(Seen::default()));
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
+                let mut sum = Seen::default();
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= seeds {
                         break;
                     }
                     let outcome = catch_unwind(AssertUnwindSafe(|| run(seed, false)));
-                    let sent = outcome.unwrap_or_else(|_| {
+                    sum.add(outcome.unwrap_or_else(|_| {
                         next.store(seeds, Ordering::Relaxed);
                         panic!(
-                            "seed {seed} fails; replay it: \
-                             RDMESH_SIM_SEED={seed} cargo test -p rdmesh-proxy --lib mux::sim -- --nocapture"
+                            "seed {seed} fails; replay it: RDMESH_SIM_SEED={seed} \
+                             cargo test -p rdmesh-proxy --lib mux::sim -- --nocapture"
                         )
-                    });
-                    messages.fetch_add(sent, Ordering::Relaxed);
+                    }));
                 }
+                seen.lock().unwrap().add(sum);
             });
         }
     });
-    println!("{seeds} seeds, {} messages", messages.into_inner());
+    let mut seen = seen.into_inner().unwrap();
+    println!("{seeds} seeds: {seen:?}");
+    if seeds >= SEEDS {
+        for (what, count) in seen.counts() {
+            assert!(*count > 100, "the simulation does not get to {what} any more");
+        }
+    }
 }

@@ -217,10 +217,7 @@ impl<P: Payload> Lane<P> {
         self.ack_due || self.received_seq - self.acknowledged_seq >= threshold
     }
 
-    fn transmit_hello(
-        &mut self,
-        alloc: &mut dyn FnMut(&[u8]) -> Option<P>,
-    ) -> Option<Transmit<P>> {
+    fn transmit_hello(&mut self, alloc: &mut dyn FnMut(&[u8]) -> Option<P>) -> Option<Transmit<P>> {
         let hello = Hello {
             nonce: self.nonce,
             peer_nonce: self.peer_nonce.unwrap_or(0),
@@ -274,10 +271,7 @@ impl<P: Payload> Lane<P> {
     }
 
     /// A message that went out on a link before: the same frames under a fresh header.
-    fn transmit_again(
-        &mut self,
-        alloc: &mut dyn FnMut(&[u8]) -> Option<P>,
-    ) -> Option<Transmit<P>> {
+    fn transmit_again(&mut self, alloc: &mut dyn FnMut(&[u8]) -> Option<P>) -> Option<Transmit<P>> {
         let (ack, credit, now_us) = (self.received_seq, self.link.posted, self.now_us);
         let (_, sent) = self.unacked.peek_resend()?;
         let mut header = Header::decode(sent.head.as_ref()).ok()?;
@@ -294,10 +288,7 @@ impl<P: Payload> Lane<P> {
         Some(transmit)
     }
 
-    fn transmit_built(
-        &mut self,
-        alloc: &mut dyn FnMut(&[u8]) -> Option<P>,
-    ) -> Option<Transmit<P>> {
+    fn transmit_built(&mut self, alloc: &mut dyn FnMut(&[u8]) -> Option<P>) -> Option<Transmit<P>> {
         let bytes = self.builder.bytes();
         let head_bytes = self.builder.head.len();
         let header =
