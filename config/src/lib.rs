@@ -1,6 +1,27 @@
 //! One YAML schema for all rdmesh processes and the static directory file.
+//!
+//! * [`Config::load`], [`Config::from_yaml`]: read the configuration; every fault is reported at once,
+//!   each with its key, line, value and what is allowed.
+//! * [`Config::check_node`]: what the `node` process needs beyond the defaults.
+//! * [`Config::to_yaml`]: the effective configuration.
+//! * [`DirectoryFile::load`], [`DirectoryFile::from_yaml`]: the same for the directory file.
+//! * [`Faults`]: what was found; its `Display` is meant for the operator.
+//!
+//! What it does not do: look at the machine (whether a path exists, a port is free, a capability is
+//! held), or know what a process does with a value.
 #![forbid(unsafe_code)]
 
+mod check_config;
+mod check_directory;
+mod collect;
+mod fault;
+mod load;
 mod schema;
+mod tree;
+mod tree_de;
+mod words;
+mod yaml;
 
+pub use fault::{Fault, Faults};
+pub use load::{CONFIG_BYTES_MAX, DIRECTORY_BYTES_MAX};
 pub use schema::*;

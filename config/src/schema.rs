@@ -229,7 +229,10 @@ impl Default for Log {
 impl Default for Capture {
     fn default() -> Self {
         Self {
-            include_outbound_cidrs: vec!["0.0.0.0/0".parse().expect("valid"), "::/0".parse().expect("valid")],
+            include_outbound_cidrs: vec![
+                "0.0.0.0/0".parse().expect("valid"),
+                "::/0".parse().expect("valid"),
+            ],
             exclude_outbound_cidrs: Vec::new(),
             include_outbound_ports: Vec::new(),
             exclude_outbound_ports: Vec::new(),

@@ -2,6 +2,7 @@
 //! one way (see ARCHITECTURE.md), and the tidy test guards that.
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod capture;
 pub mod cmd;
 pub mod demo;
@@ -12,3 +13,4 @@ pub mod metrics;
 pub mod mux;
 pub mod node;
 pub mod sidecar;
+pub mod trust;

@@ -1,1 +1,69 @@
-//! (to come)
+//! Back ends that carry the messages of a lane: one link at a time, message in, message out.
+//!
+//! A link keeps order, delivers whole messages and reports that it broke; what was lost with it is
+//! the lane's to send again. What a link does not do: know streams, or choose another link.
+
+pub mod select;
+mod tcp;
+
+use crate::mux::{self, Transmit};
+use rdmesh_sys::slab::Payload;
+use std::net::TcpStream;
+use std::os::fd::BorrowedFd;
+use thiserror::Error;
+
+impl mux::Payload for Payload {
+    fn split_to(&mut self, n: usize) -> Self {
+        Payload::split_to(self, n)
+    }
+}
+
+/// A connection to a peer that the handshake has authenticated.
+pub struct Established {
+    pub socket: TcpStream,
+    /// With a session the payload goes through it; it may hold bytes that came with the handshake.
+    pub tls: Option<rustls::Connection>,
+}
+
+impl std::fmt::Debug for Established {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Established")
+            .field("socket", &self.socket)
+            .field("encrypted", &self.tls.is_some())
+            .finish()
+    }
+}
+
+/// Why a link can no longer be used.
+#[derive(Debug, Error)]
+pub enum Broken {
+    #[error("the peer closed the connection")]
+    Closed,
+    #[error("socket: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    #[error("message framing: {0}")]
+    Framing(#[from] mux::ProtocolError),
+}
+
+/// Whether a link has more to give at once, without waiting for its descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Received {
+    Drained,
+    More,
+}
+
+/// What every back end does. Nothing here blocks.
+pub trait Link {
+    /// Whether another message may be posted before the posted ones have left.
+    fn has_room(&self) -> bool;
+    /// Queues a message; the link shares its buffers until they have left.
+    fn post_send(&mut self, message: Transmit<Payload>);
+    /// Pushes out what is posted, in one batch.
+    fn flush(&mut self) -> Result<(), Broken>;
+    /// Appends complete messages to `messages`, up to a fair share at a time.
+    fn receive(&mut self, messages: &mut Vec<Payload>) -> Result<Received, Broken>;
+    /// Readable: call `receive`. Writable: call `flush`. Edge-triggered use is fine.
+    fn descriptor(&self) -> BorrowedFd<'_>;
+}

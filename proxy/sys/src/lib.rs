@@ -4,5 +4,6 @@
 //! What it does not do: decide anything. No policy, no protocol, no logging.
 
 pub mod nft;
+pub mod readiness;
 pub mod slab;
 pub mod sockopt;

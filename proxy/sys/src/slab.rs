@@ -41,7 +41,8 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // SAFETY: `base` was returned by mmap with exactly this length, and no slice can be alive:
         // each holds an `Rc` of this `Inner`.
-        let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.mapping_bytes()) };
+        let unmapped =
+            unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.mapping_bytes()) };
         debug_assert!(unmapped.is_ok());
     }
 }
@@ -71,7 +72,8 @@ impl Slab {
                 rustix::mm::MapFlags::PRIVATE,
             )?
         };
-        let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| io::Error::other("mmap gave null"))?;
+        let base =
+            NonNull::new(base.cast::<u8>()).ok_or_else(|| io::Error::other("mmap gave null"))?;
         let references = (0..buffers).map(|_| Cell::new(0)).collect();
         let free = RefCell::new((0..buffers).rev().collect());
         Ok(Self { inner: Rc::new(Inner { base, buffer_bytes, references, free }) })

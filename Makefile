@@ -1,0 +1,85 @@
+# Everything that a person or the CI does with this repository. `make help` lists it.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+CARGO ?= cargo
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+PROXY := $(TARGET_DIR)/release/rdmesh-proxy
+# Namespaces, nftables and packages need root.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+RUN_AS_ROOT := $(if $(SUDO),--config 'target."cfg(all())".runner="sudo -E"')
+
+# Arguments for the program that a target runs: `make demo ARGS=--keep`.
+ARGS ?=
+# Lane histories that `make sim` plays.
+SEEDS ?= 10000
+# Time for each target of `make fuzz`.
+SECONDS ?= 10
+
+.PHONY: help
+help: ## List the targets
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+.PHONY: setup
+setup: ## Install the Debian packages that are missing (the other targets call this)
+	@tests/setup.sh
+
+.PHONY: setup-build
+setup-build:
+	@tests/setup.sh --check build 2>/dev/null || tests/setup.sh build
+
+.PHONY: setup-lab
+setup-lab:
+	@tests/setup.sh --check build lab 2>/dev/null || tests/setup.sh build lab
+
+.PHONY: build
+build: setup-build ## Build the release binaries
+	$(CARGO) build --locked --release -p rdmesh-proxy
+
+.PHONY: demo
+demo: setup-lab build ## Show the tunnel between two emulated nodes (ARGS='--keep', '--json')
+	$(SUDO) $(PROXY) demo $(ARGS)
+
+.PHONY: test
+test: unit sim e2e ## Unit tests, lane simulation, end-to-end tests
+
+.PHONY: unit
+unit: setup-build ## Unit and property tests, and the tidy test
+	$(CARGO) test --locked -p rdmesh-config -p rdmesh-sys -p rdmesh-proxy -p rdmesh-fuzz -- --skip mux::sim
+	$(CARGO) test --locked -p rdmesh-tests --test tidy
+
+.PHONY: sim
+sim: setup-build ## Lane simulation: many seeded histories in virtual time (SEEDS=10000)
+	RDMESH_SIM_SEEDS=$(SEEDS) $(CARGO) test --locked -p rdmesh-proxy --lib mux::sim -- --nocapture
+
+.PHONY: e2e
+e2e: setup-lab ## End-to-end tests: real programs and sockets in network namespaces (ARGS='--test bytes')
+	$(CARGO) build --locked -p rdmesh-proxy
+	$(CARGO) test --locked $(RUN_AS_ROOT) -p rdmesh-tests $(ARGS)
+
+.PHONY: lint
+lint: setup-build ## Formatting and clippy, every warning an error
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+.PHONY: deny
+deny: ## Licences, sources, bans and advisories of the dependencies (installs cargo-deny into target/)
+	@command -v cargo-deny >/dev/null || [ -x $(TARGET_DIR)/tools/bin/cargo-deny ] || \
+		$(CARGO) install --locked --root $(TARGET_DIR)/tools --target-dir $(TARGET_DIR)/tools/build cargo-deny
+	PATH="$(abspath $(TARGET_DIR))/tools/bin:$$PATH" cargo-deny --locked check
+
+.PHONY: fuzz
+fuzz: setup-build ## Fuzz every input that crosses a trust boundary (SECONDS=10)
+	$(CARGO) run --locked --release -p rdmesh-fuzz -- --seconds $(SECONDS) $(ARGS)
+
+.PHONY: bench-tunnel
+bench-tunnel: setup-lab build ## Compare with kernel TCP and with a pair of HAProxy
+	$(CARGO) build --locked --release -p rdmesh-tests --bin bench_tunnel
+	$(SUDO) $(TARGET_DIR)/release/bench_tunnel $(ARGS)
+
+.PHONY: clean
+clean: ## Remove what was built
+	$(CARGO) clean

@@ -1,0 +1,141 @@
+//! Making and checking sockets: the Unix sockets of the channels, and the TCP sockets that are
+//! handed over.
+
+use super::error::HandoffError;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::net::{
+    self, AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, ipproto, sockopt,
+};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
+
+const BACKLOG: i32 = 64;
+
+fn unix_socket() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
+}
+
+fn unix_address(path: &Path) -> io::Result<SocketAddrUnix> {
+    SocketAddrUnix::new(path).map_err(|errno| {
+        let why = format!(
+            "{} cannot be the path of a Unix socket ({errno}): it has {} bytes, 108 is the most",
+            path.display(),
+            path.as_os_str().len()
+        );
+        io::Error::new(io::ErrorKind::InvalidInput, why)
+    })
+}
+
+/// Listens at `path`, non-blocking. A socket that a dead process left there is removed.
+///
+/// Everyone who can reach the path may connect: the directory, mounted into one pod only, is the
+/// guard, and a sidecar runs under another uid than the node proxy.
+///
+/// # Errors
+/// `AddrInUse` when a living process listens there; what the system says otherwise.
+pub fn listen(path: impl AsRef<Path>) -> io::Result<OwnedFd> {
+    let path = path.as_ref();
+    let address = unix_address(path)?;
+    remove_stale(path)?;
+    let socket = unix_socket()?;
+    net::bind(&socket, &address)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+    net::listen(&socket, BACKLOG)?;
+    Ok(socket)
+}
+
+fn remove_stale(path: &Path) -> io::Result<()> {
+    let found = match std::fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if !found.file_type().is_socket() {
+        let why = format!("{} exists and is not a socket: remove it", path.display());
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
+    }
+    match connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)
+        }
+        _ => {
+            let why = format!("another process listens at {}: stop it first", path.display());
+            Err(io::Error::new(io::ErrorKind::AddrInUse, why))
+        }
+    }
+}
+
+/// Next connection at a socket of [`listen`], non-blocking; `None` when there is none.
+///
+/// # Errors
+/// What `accept4` says.
+pub fn accept(listener: impl AsFd) -> io::Result<Option<OwnedFd>> {
+    loop {
+        match net::accept_with(&listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            Ok(socket) => return Ok(Some(socket)),
+            Err(rustix::io::Errno::AGAIN) => return Ok(None),
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Connects to the listener at `path` without waiting.
+///
+/// # Errors
+/// What the system says; `WouldBlock` when the listener's backlog is full.
+pub fn connect(path: impl AsRef<Path>) -> io::Result<OwnedFd> {
+    let address = unix_address(path.as_ref())?;
+    let socket = unix_socket()?;
+    net::connect(&socket, &address)?;
+    Ok(socket)
+}
+
+/// Both ends of a connected TCP socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamSocket {
+    pub local: SocketAddr,
+    pub peer: SocketAddr,
+}
+
+/// Checks that a descriptor from another process is a connected TCP socket and nothing else.
+///
+/// # Errors
+/// [`HandoffError::NotAStream`] with what is wrong about it.
+pub fn check_stream_socket(fd: impl AsFd) -> Result<StreamSocket, HandoffError> {
+    let refuse = HandoffError::NotAStream;
+    let domain = sockopt::socket_domain(&fd).map_err(|_| refuse("no socket"))?;
+    if domain != AddressFamily::INET && domain != AddressFamily::INET6 {
+        return Err(refuse("neither IPv4 nor IPv6"));
+    }
+    if sockopt::socket_type(&fd)? != SocketType::STREAM {
+        return Err(refuse("no stream socket"));
+    }
+    if sockopt::socket_protocol(&fd)? != Some(ipproto::TCP) {
+        return Err(refuse("protocol is not TCP"));
+    }
+    if sockopt::socket_acceptconn(&fd)? {
+        return Err(refuse("a listening socket"));
+    }
+    let peer = net::getpeername(&fd).ok().flatten().ok_or_else(|| refuse("not connected"))?;
+    let local = net::getsockname(&fd)?;
+    Ok(StreamSocket { local: inet(local)?, peer: inet(peer)? })
+}
+
+fn inet(address: SocketAddrAny) -> Result<SocketAddr, HandoffError> {
+    SocketAddr::try_from(address)
+        .map(normalised)
+        .map_err(|_| HandoffError::NotAStream("no internet address"))
+}
+
+/// An IPv4 address in IPv6 clothes, as dual-stack sockets tell it, becomes plain IPv4.
+#[must_use]
+pub fn normalised(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V4(v4) => SocketAddr::new(IpAddr::V4(v4), address.port()),
+        IpAddr::V6(_) => address,
+    }
+}

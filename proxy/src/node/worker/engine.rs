@@ -1,0 +1,121 @@
+//! How a worker learns that a descriptor can be read or written: epoll, edge-triggered.
+//!
+//! What it does not do: read or write.
+
+use super::slots::{GENERATION_MASK, Key};
+use rustix::event::{Timespec, epoll};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+const EVENTS_PER_TURN: usize = 256;
+
+/// What an event belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Token {
+    Mailbox,
+    Stream(Key),
+    Link(Key),
+    Pod(Key),
+}
+
+impl Token {
+    fn encode(self) -> u64 {
+        let (kind, key) = match self {
+            Self::Mailbox => (0, Key { index: 0, generation: 0 }),
+            Self::Stream(key) => (1, key),
+            Self::Link(key) => (2, key),
+            Self::Pod(key) => (3, key),
+        };
+        (kind << 56) | (u64::from(key.generation & GENERATION_MASK) << 32) | u64::from(key.index)
+    }
+
+    fn decode(raw: u64) -> Self {
+        let key = Key {
+            index: (raw & 0xffff_ffff) as u32,
+            generation: ((raw >> 32) as u32) & GENERATION_MASK,
+        };
+        match raw >> 56 {
+            1 => Self::Stream(key),
+            2 => Self::Link(key),
+            3 => Self::Pod(key),
+            _ => Self::Mailbox,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Event {
+    pub token: Token,
+    pub readable: bool,
+    pub writable: bool,
+    /// The other side has sent its FIN, or the socket is dead: a read tells which.
+    pub hangup: bool,
+    /// The socket has failed (a reset).
+    pub error: bool,
+}
+
+pub(super) struct Engine {
+    epoll: OwnedFd,
+    buffer: Vec<epoll::Event>,
+}
+
+impl Engine {
+    pub(super) fn new() -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        Ok(Self { epoll, buffer: Vec::with_capacity(EVENTS_PER_TURN) })
+    }
+
+    pub(super) fn add(&self, descriptor: impl AsFd, token: Token) -> io::Result<()> {
+        use epoll::EventFlags as F;
+        let data = epoll::EventData::new_u64(token.encode());
+        Ok(epoll::add(&self.epoll, descriptor, data, F::IN | F::OUT | F::RDHUP | F::ET)?)
+    }
+
+    /// Must come before the descriptor is closed: a copy elsewhere (a sidecar's) would keep the
+    /// registration alive.
+    pub(super) fn remove(&self, descriptor: impl AsFd) {
+        if let Err(error) = epoll::delete(&self.epoll, descriptor) {
+            tracing::debug!(%error, "descriptor was not registered");
+        }
+    }
+
+    /// Waits for events, at most `timeout` (`None`: without end), and appends them to `events`.
+    pub(super) fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
+        let timeout = timeout.map(|time| Timespec {
+            tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: time.subsec_nanos().into(),
+        });
+        self.buffer.clear();
+        let spare = rustix::buffer::spare_capacity(&mut self.buffer);
+        match epoll::wait(&self.epoll, spare, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        events.extend(self.buffer.iter().map(|event| {
+            use epoll::EventFlags as F;
+            let flags = event.flags;
+            Event {
+                token: Token::decode(event.data.u64()),
+                readable: flags.contains(F::IN),
+                writable: flags.contains(F::OUT),
+                hangup: flags.intersects(F::RDHUP | F::HUP),
+                error: flags.contains(F::ERR),
+            }
+        }));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_survive_the_kernel() {
+        let key = Key { index: u32::MAX, generation: GENERATION_MASK };
+        for token in [Token::Mailbox, Token::Stream(key), Token::Link(key), Token::Pod(key)] {
+            assert_eq!(Token::decode(token.encode()), token);
+        }
+    }
+}

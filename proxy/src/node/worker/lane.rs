@@ -1,0 +1,107 @@
+//! A lane as the worker holds it: the state machine, the link that carries it now, and the streams
+//! on it.
+
+use super::slots::Key;
+use crate::fabric::Link;
+use crate::metrics::FabricKind;
+use crate::mux::{Lane, StreamId};
+use crate::node::messages::{LinkId, NodeName};
+use crate::node::status::LaneStatus;
+use rdmesh_sys::slab::Payload;
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::Instant;
+
+/// What carries a lane.
+pub(super) enum Carrier {
+    /// Nobody has asked for a link, or the last attempt failed.
+    None,
+    /// The control side is making one.
+    Requested,
+    Link(Box<dyn Link>),
+    /// The other end is in this worker: the same-node path.
+    Twin(Key),
+}
+
+/// An open that waits for its lane; its sidecar still holds the socket.
+pub(super) struct Waiting {
+    pub pod: Key,
+    pub handoff_id: u32,
+    pub socket: std::os::fd::OwnedFd,
+    pub src: SocketAddr,
+    pub dst: SocketAddr,
+    pub deadline: Instant,
+}
+
+/// Opens that may wait for one lane; more are passed through.
+pub(super) const WAITING_MAX: usize = 1024;
+
+pub(super) struct LaneSlot {
+    pub mux: Lane<Payload>,
+    /// Empty for the same-node pair.
+    pub peer: NodeName,
+    pub number: u16,
+    pub incarnation: u64,
+    pub link_id: LinkId,
+    /// The peer takes no new streams.
+    pub draining: bool,
+    pub fabric: FabricKind,
+    pub encrypted: bool,
+    pub carrier: Carrier,
+    pub attached: bool,
+    pub streams: HashMap<StreamId, Key>,
+    pub waiting: VecDeque<Waiting>,
+    /// The link may have messages for us.
+    pub readable: bool,
+    /// Listed among the lanes to serve in this turn.
+    pub dirty: bool,
+    /// The earliest entry of this lane in the worker's timer heap.
+    pub timer: Option<Instant>,
+    pub failovers: u64,
+}
+
+impl LaneSlot {
+    pub(super) fn new(mux: Lane<Payload>, peer: NodeName, number: u16, fabric: FabricKind) -> Self {
+        Self {
+            mux,
+            peer,
+            number,
+            incarnation: 0,
+            link_id: 0,
+            draining: false,
+            fabric,
+            encrypted: false,
+            carrier: Carrier::None,
+            attached: false,
+            streams: HashMap::new(),
+            waiting: VecDeque::new(),
+            readable: false,
+            dirty: false,
+            timer: None,
+            failovers: 0,
+        }
+    }
+
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        let waiting = self.waiting.front().map(|waiting| waiting.deadline);
+        match (self.mux.poll_timeout(), waiting) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    pub(super) fn status(&self) -> LaneStatus {
+        let stats = self.mux.stats();
+        LaneStatus {
+            peer: self.peer.to_string(),
+            lane: self.number,
+            fabric: self.fabric.as_str().to_owned(),
+            encrypted: self.encrypted,
+            attached: self.attached,
+            streams: self.streams.len() as u64,
+            unacked_messages: stats.unacked_messages as u64,
+            srtt_us: stats.srtt.and_then(|srtt| u64::try_from(srtt.as_micros()).ok()),
+            failovers: self.failovers,
+        }
+    }
+}

@@ -1,0 +1,424 @@
+//! The worker's side of lanes: their links come and go, their messages and events are served.
+
+use super::Worker;
+use super::engine::{Event, Token};
+use super::lane::{Carrier, LaneSlot};
+use super::slots::Key;
+use crate::fabric::{Broken, Established, Received, select};
+use crate::metrics::{Direction, FabricKind, FailoverReason, PassthroughReason};
+use crate::mux::{self, Lane, Open};
+use crate::node::messages::{LinkId, NodeName, Request, Side, UnavailableReason};
+use rdmesh_sys::slab::Payload;
+use std::cmp::Reverse;
+use std::time::Duration;
+use tracing::{debug, info, warn};
+
+/// The two ends of the same-node pair are told apart by this in place of a peer's name.
+const SAME_NODE: &str = "";
+
+impl Worker {
+    /// The lane to `peer` for streams opened here; made on first use.
+    pub(super) fn lane_to(&mut self, peer: &NodeName) -> Key {
+        let number = u16::try_from(self.index).unwrap_or(u16::MAX);
+        let side = Side::of(&self.config.name, peer);
+        self.lane(peer, number, side)
+    }
+
+    fn lane(&mut self, peer: &NodeName, number: u16, side: Side) -> Key {
+        if let Some(key) = self.lane_keys.get(&(NodeName::clone(peer), number)) {
+            return *key;
+        }
+        let mux = self.new_mux(side);
+        let slot = LaneSlot::new(mux, NodeName::clone(peer), number, FabricKind::Tcp);
+        let key = self.lanes.insert(slot);
+        self.lane_keys.insert((NodeName::clone(peer), number), key);
+        key
+    }
+
+    fn new_mux(&self, side: Side) -> Lane<Payload> {
+        let side = match side {
+            Side::Dialer => mux::Side::Dialer,
+            Side::Acceptor => mux::Side::Acceptor,
+        };
+        Lane::new(self.lane_config.clone(), side, self.budget.clone(), nonce())
+    }
+
+    /// The lane on which streams to pods of this node are opened.
+    pub(super) fn same_node_lane(&mut self) -> Key {
+        if let Some((near, _)) = self.twins {
+            return near;
+        }
+        let ends = [Side::Dialer, Side::Acceptor].map(|side| {
+            let mux = self.new_mux(side);
+            self.lanes.insert(LaneSlot::new(mux, SAME_NODE.into(), 0, FabricKind::Shm))
+        });
+        for (own, other) in [(ends[0], ends[1]), (ends[1], ends[0])] {
+            if let Some(slot) = self.lanes.get_mut(own) {
+                slot.carrier = Carrier::Twin(other);
+                slot.mux.link_up(self.now);
+            }
+        }
+        self.twins = Some((ends[0], ends[1]));
+        // The hellos pass between the two here and now.
+        self.serve(ends[0]);
+        self.serve(ends[1]);
+        self.serve_lanes();
+        ends[0]
+    }
+
+    pub(super) fn link_up(
+        &mut self,
+        peer: NodeName,
+        incarnation: u64,
+        number: u16,
+        side: Side,
+        link_id: LinkId,
+        established: Established,
+    ) {
+        let key = self.lane(&peer, number, side);
+        let encrypted = established.tls.is_some();
+        let link = match select::link(established, &self.receive_slab) {
+            Ok(link) => link,
+            Err(error) => {
+                let reason = error.to_string();
+                self.request(Request::LinkBroken { peer, lane: number, link_id, reason });
+                return;
+            }
+        };
+        self.drop_link(key);
+        if let Err(error) = self.engine.add(link.descriptor(), Token::Link(key)) {
+            let reason = error.to_string();
+            self.request(Request::LinkBroken { peer, lane: number, link_id, reason });
+            return;
+        }
+        let Some(slot) = self.lanes.get_mut(key) else { return };
+        let again = slot.incarnation == incarnation && slot.link_id != 0;
+        slot.incarnation = incarnation;
+        slot.link_id = link_id;
+        slot.encrypted = encrypted;
+        slot.carrier = Carrier::Link(link);
+        slot.readable = true;
+        slot.mux.link_up(self.now);
+        if again {
+            slot.failovers += 1;
+        }
+        info!(peer = &*slot.peer, lane = number, fabric = slot.fabric.as_str(), encrypted, again, "link up");
+        self.serve(key);
+    }
+
+    /// Takes the lane's link away, if it has one, and tells the state machine.
+    fn drop_link(&mut self, key: Key) -> bool {
+        let Some(slot) = self.lanes.get_mut(key) else { return false };
+        slot.attached = false;
+        if !matches!(slot.carrier, Carrier::Link(_)) {
+            return false;
+        }
+        if let Carrier::Link(link) = std::mem::replace(&mut slot.carrier, Carrier::Requested) {
+            self.engine.remove(link.descriptor());
+        }
+        slot.mux.link_down(self.now);
+        self.node_metrics.lane(&slot.peer, slot.number.into(), slot.fabric, false);
+        true
+    }
+
+    fn link_broken(&mut self, key: Key, failover: FailoverReason, reason: String) {
+        if !self.drop_link(key) {
+            return;
+        }
+        let Some(slot) = self.lanes.get_mut(key) else { return };
+        warn!(peer = &*slot.peer, lane = slot.number, reason, "link broken, another is wanted");
+        self.node_metrics.failover(failover);
+        let request = Request::LinkBroken {
+            peer: NodeName::clone(&slot.peer),
+            lane: slot.number,
+            link_id: slot.link_id,
+            reason,
+        };
+        self.request(request);
+        self.serve(key);
+    }
+
+    fn lanes_of(&self, peer: &str) -> Vec<Key> {
+        self.lanes.iter().filter(|(_, slot)| &*slot.peer == peer).map(|(key, _)| key).collect()
+    }
+
+    /// The peer's process is gone and its half of every stream with it.
+    pub(super) fn peer_gone(&mut self, peer: &NodeName) {
+        for key in self.lanes_of(peer) {
+            self.drop_link(key);
+            let Some(slot) = self.lanes.get_mut(key) else { continue };
+            debug!(peer = &**peer, lane = slot.number, streams = slot.streams.len(), "peer is gone");
+            slot.mux.abandon(self.now);
+            slot.carrier = Carrier::None;
+            self.pass_waiting(key, PassthroughReason::PeerUnavailable);
+            self.serve(key);
+        }
+    }
+
+    pub(super) fn peer_unavailable(&mut self, peer: &NodeName, reason: UnavailableReason) {
+        debug!(peer = &**peer, reason = reason.as_str(), "peer is not available");
+        for key in self.lanes_of(peer) {
+            if let Some(slot) = self.lanes.get_mut(key)
+                && matches!(slot.carrier, Carrier::Requested)
+                && slot.streams.is_empty()
+            {
+                slot.carrier = Carrier::None;
+            }
+            self.pass_waiting(key, PassthroughReason::PeerUnavailable);
+        }
+    }
+
+    pub(super) fn peer_draining(&mut self, peer: &NodeName) {
+        for key in self.lanes_of(peer) {
+            if let Some(slot) = self.lanes.get_mut(key) {
+                slot.draining = true;
+            }
+            self.pass_waiting(key, PassthroughReason::Draining);
+        }
+    }
+
+    pub(super) fn link_event(&mut self, key: Key, event: Event) {
+        if let Some(slot) = self.lanes.get_mut(key) {
+            slot.readable |= event.readable || event.hangup || event.error;
+            self.serve(key);
+        }
+    }
+
+    /// Lists a lane to be served in this turn.
+    pub(super) fn serve(&mut self, key: Key) {
+        if let Some(slot) = self.lanes.get_mut(key)
+            && !slot.dirty
+        {
+            slot.dirty = true;
+            self.to_serve.push_back(key);
+        }
+    }
+
+    /// Serves every listed lane once; what they list meanwhile is served in the next call.
+    pub(super) fn serve_lanes(&mut self) {
+        for _ in 0..self.to_serve.len() {
+            let Some(key) = self.to_serve.pop_front() else { return };
+            if let Some(slot) = self.lanes.get_mut(key) {
+                slot.dirty = false;
+            }
+            self.receive(key);
+            self.lane_events(key);
+            self.write_streams();
+            self.transmit(key);
+            self.lane_events(key);
+            self.arm_timer(key);
+        }
+    }
+
+    fn receive(&mut self, key: Key) {
+        let Some(slot) = self.lanes.get_mut(key) else { return };
+        if !slot.readable {
+            return;
+        }
+        let Carrier::Link(link) = &mut slot.carrier else {
+            slot.readable = false;
+            return;
+        };
+        let mut messages = std::mem::take(&mut self.messages);
+        let received = link.receive(&mut messages);
+        self.metrics.messages(Direction::Received, slot.fabric, messages.len() as u64);
+        let mut failed = None;
+        for message in messages.drain(..) {
+            if let Err(error) = slot.mux.on_message(message, self.now) {
+                failed = Some(Broken::from(error));
+                break;
+            }
+            slot.mux.grant(1);
+        }
+        self.messages = messages;
+        match received {
+            Ok(Received::Drained) => slot.readable = false,
+            Ok(Received::More) => self.serve(key),
+            Err(error) => failed = failed.or(Some(error)),
+        }
+        if let Some(error) = failed {
+            // What came before the break still counts.
+            self.lane_events(key);
+            self.link_broken(key, failover(&error), error.to_string());
+        }
+    }
+
+    /// Puts on the link what the lane has to say and the link has room for.
+    pub(super) fn transmit(&mut self, key: Key) {
+        let Some(slot) = self.lanes.get_mut(key) else { return };
+        let arena = &mut self.arena;
+        let mut keep = |bytes: &[u8]| arena.keep(bytes);
+        let mut sent = 0;
+        match &mut slot.carrier {
+            Carrier::None | Carrier::Requested => {}
+            Carrier::Link(link) => {
+                let mut result = Ok(());
+                loop {
+                    while link.has_room() {
+                        let Some(message) = slot.mux.poll_transmit(self.now, &mut keep) else { break };
+                        link.post_send(message);
+                        sent += 1;
+                    }
+                    let full = !link.has_room();
+                    result = result.and_then(|()| link.flush());
+                    // A full queue that the socket took goes on at once: no edge would tell.
+                    if result.is_err() || !full || !link.has_room() {
+                        break;
+                    }
+                }
+                self.metrics.messages(Direction::Sent, slot.fabric, sent);
+                if let Err(error) = result {
+                    self.link_broken(key, failover(&error), error.to_string());
+                }
+            }
+            Carrier::Twin(other) => {
+                let other = *other;
+                let mut messages = Vec::new();
+                while let Some(message) = slot.mux.poll_transmit(self.now, &mut keep) {
+                    messages.push(message);
+                }
+                self.deliver_to_twin(other, messages);
+            }
+        }
+    }
+
+    fn deliver_to_twin(&mut self, key: Key, messages: Vec<mux::Transmit<Payload>>) {
+        if messages.is_empty() {
+            return;
+        }
+        let Some(slot) = self.lanes.get_mut(key) else { return };
+        self.metrics.messages(Direction::Sent, slot.fabric, messages.len() as u64);
+        self.metrics.messages(Direction::Received, slot.fabric, messages.len() as u64);
+        for message in messages {
+            if let Err(error) = slot.mux.on_parts(message.head, message.tails.into_iter(), self.now) {
+                warn!(%error, "the same-node lane spoke wrongly to itself");
+            }
+            slot.mux.grant(1);
+        }
+        self.serve(key);
+    }
+
+    /// Acts on what the state machine has to tell.
+    pub(super) fn lane_events(&mut self, key: Key) {
+        while let Some(event) = self.lanes.get_mut(key).and_then(|slot| slot.mux.poll_event()) {
+            self.lane_event(key, event);
+        }
+    }
+
+    fn lane_event(&mut self, key: Key, event: mux::Event<Payload>) {
+        use mux::Event as E;
+        match event {
+            E::Attached { resumed } => self.attached(key, resumed),
+            E::Incoming { id, open } => self.incoming(key, id, open),
+            E::Opened { id } => self.on_stream(key, id, Self::stream_opened),
+            E::Refused { id, reason } => self.on_stream(key, id, |w, s| w.stream_refused(s, reason)),
+            E::Data { id, payload } => self.on_stream(key, id, |w, s| w.stream_data(s, payload)),
+            E::Fin { id } => self.on_stream(key, id, Self::stream_fin),
+            E::Reset { id, reason } => self.on_stream(key, id, |w, s| w.stream_reset(s, reason)),
+            E::Writable { id } => self.on_stream(key, id, Self::read_later),
+            E::Closed { id } => self.on_stream(key, id, Self::stream_closed),
+            E::LinkDead { reason } => self.link_broken(key, FailoverReason::Keepalive, reason.as_str().to_owned()),
+            E::Lost { reason } => self.lane_lost(key, reason.as_str()),
+            E::Goaway => {
+                if let Some(slot) = self.lanes.get_mut(key) {
+                    slot.draining = true;
+                }
+                self.pass_waiting(key, PassthroughReason::Draining);
+            }
+        }
+    }
+
+    fn on_stream(&mut self, lane: Key, id: mux::StreamId, then: impl FnOnce(&mut Self, Key)) {
+        let stream = self.lanes.get(lane).and_then(|slot| slot.streams.get(&id)).copied();
+        if let Some(stream) = stream {
+            then(self, stream);
+        }
+    }
+
+    fn attached(&mut self, key: Key, resumed: bool) {
+        let Some(slot) = self.lanes.get_mut(key) else { return };
+        slot.attached = true;
+        slot.draining = false;
+        if !slot.peer.is_empty() {
+            self.node_metrics.lane(&slot.peer, slot.number.into(), slot.fabric, true);
+            info!(peer = &*slot.peer, lane = slot.number, resumed, "lane attached");
+        }
+        let waiting = std::mem::take(&mut slot.waiting);
+        for open in waiting {
+            self.open_stream(key, open);
+        }
+        self.serve(key);
+    }
+
+    fn lane_lost(&mut self, key: Key, reason: &str) {
+        let Some(slot) = self.lanes.get_mut(key) else { return };
+        warn!(peer = &*slot.peer, lane = slot.number, reason, "lane lost, its streams were reset");
+        if !matches!(slot.carrier, Carrier::Link(_)) {
+            slot.carrier = Carrier::None;
+            let request = Request::LaneIdle { peer: NodeName::clone(&slot.peer), lane: slot.number };
+            self.request(request);
+        }
+        self.pass_waiting(key, PassthroughReason::LaneLost);
+    }
+
+    /// Asks for a link unless there is one or one is under way.
+    pub(super) fn want_link(&mut self, key: Key) {
+        let Some(slot) = self.lanes.get_mut(key) else { return };
+        if matches!(slot.carrier, Carrier::None) {
+            slot.carrier = Carrier::Requested;
+            let request = Request::NeedLane { peer: NodeName::clone(&slot.peer), lane: slot.number };
+            self.request(request);
+        }
+    }
+
+    /// A pod of the peer asks for a pod of ours.
+    fn incoming(&mut self, key: Key, id: mux::StreamId, open: Open) {
+        if let Err(reason) = self.dial(key, id, open) {
+            if let Some(slot) = self.lanes.get_mut(key) {
+                slot.mux.refuse(id, reason);
+            }
+            self.serve(key);
+        }
+    }
+
+    pub(super) fn lane_timeout(&mut self, key: Key) {
+        let now = self.now;
+        let Some(slot) = self.lanes.get_mut(key) else { return };
+        slot.mux.on_timeout(now);
+        let late = slot.waiting.iter().take_while(|waiting| waiting.deadline <= now).count();
+        let late: Vec<_> = slot.waiting.drain(..late).collect();
+        for open in late {
+            self.pass_back(open, PassthroughReason::PeerUnavailable);
+        }
+        self.serve(key);
+        self.serve_lanes();
+    }
+
+    /// Keeps one entry in the heap that is not later than what the lane waits for.
+    pub(super) fn arm_timer(&mut self, key: Key) {
+        let Some(slot) = self.lanes.get_mut(key) else { return };
+        let Some(mut next) = slot.next_timeout() else { return };
+        if slot.timer.is_some_and(|armed| armed <= next) {
+            return;
+        }
+        next = next.max(self.now + Duration::from_micros(100));
+        slot.timer = Some(next);
+        self.timers.push(Reverse((next, key.index, key.generation)));
+    }
+}
+
+fn failover(error: &Broken) -> FailoverReason {
+    match error {
+        Broken::Closed => FailoverReason::PeerClosed,
+        Broken::Framing(_) => FailoverReason::Protocol,
+        Broken::Io(_) | Broken::Tls(_) => FailoverReason::LinkBroken,
+    }
+}
+
+fn nonce() -> u64 {
+    let mut bytes = [0; 8];
+    // Without random numbers TLS would not have come up; a constant only loses the notice that
+    // the other end has forgotten the lane, which the incarnation tells as well.
+    let _ = getrandom::fill(&mut bytes);
+    u64::from_le_bytes(bytes) | 1
+}

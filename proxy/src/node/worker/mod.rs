@@ -1,0 +1,323 @@
+//! A worker: one thread that moves bytes between applications' sockets and lanes.
+//!
+//! Everything it needs is its own: sockets, slab, lanes, state machines. It hears from the control
+//! thread through a mailbox and answers through a bounded channel. It never blocks but in
+//! [`engine::Engine::wait`].
+//! What it does not do: dial or accept peers, read files, look at the clock more than once a turn.
+
+mod engine;
+mod lane;
+mod lanes;
+mod memory;
+mod pods;
+mod slots;
+mod stream;
+mod streams;
+
+#[cfg(test)]
+mod tests;
+
+use crate::directory::Snapshot;
+use arc_swap::ArcSwap;
+use crate::metrics::{NodeMetrics, SlabState, WorkerMetrics};
+use crate::mux::{Budget, LaneConfig};
+use crate::node::messages::{Command, Mailbox, NodeName, Request};
+use crate::node::status::WorkerStatus;
+use engine::{Engine, Event, Token};
+use lane::LaneSlot;
+use memory::Arena;
+use pods::PodSlot;
+use rdmesh_config::{Node, Polling};
+use rdmesh_sys::slab::{Payload, Slab};
+use slots::{Key, Slots};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use stream::Stream;
+
+/// What a worker is made from; everything else it makes in its own thread.
+pub struct Setup {
+    pub index: usize,
+    pub config: Node,
+    pub directory: Arc<ArcSwap<Snapshot>>,
+    pub mailbox: Mailbox<Command>,
+    pub requests: tokio::sync::mpsc::Sender<Request>,
+    pub metrics: Arc<WorkerMetrics>,
+    /// For what happens rarely: lanes, failovers, rejections.
+    pub node_metrics: Arc<NodeMetrics>,
+}
+
+struct Worker {
+    index: usize,
+    config: Node,
+    directory: Arc<ArcSwap<Snapshot>>,
+    mailbox: Mailbox<Command>,
+    requests: tokio::sync::mpsc::Sender<Request>,
+    metrics: Arc<WorkerMetrics>,
+    node_metrics: Arc<NodeMetrics>,
+    engine: Engine,
+    arena: Arena,
+    receive_slab: Slab,
+    budget: Rc<Budget>,
+    lane_config: LaneConfig,
+    streams: Slots<Stream>,
+    lanes: Slots<LaneSlot>,
+    pods: Slots<PodSlot>,
+    lane_keys: HashMap<(NodeName, u16), Key>,
+    /// The same-node pair: streams are opened on the first and arrive on the second.
+    twins: Option<(Key, Key)>,
+    pod_keys: HashMap<Arc<str>, Key>,
+    /// Streams whose socket may have bytes, in the order in which they are read.
+    to_read: VecDeque<Key>,
+    /// Streams that found the slab empty.
+    starved: Vec<Key>,
+    to_write: Vec<Key>,
+    to_serve: VecDeque<Key>,
+    timers: BinaryHeap<Reverse<(Instant, u32, u32)>>,
+    /// Requests that the control thread's queue had no room for.
+    unsent: VecDeque<Request>,
+    messages: Vec<Payload>,
+    /// Peers whose lies were logged.
+    distrusted: HashSet<NodeName>,
+    next_handoff_id: u32,
+    now: Instant,
+    stop_at: Option<Instant>,
+    stopped: bool,
+}
+
+/// Runs a worker until it is told to stop.
+///
+/// # Errors
+/// When memory or the event queue cannot be had at the start, or the event queue fails later.
+pub fn run(setup: Setup) -> io::Result<()> {
+    Worker::new(setup)?.run()
+}
+
+impl Worker {
+    fn new(setup: Setup) -> io::Result<Self> {
+        let limits = &setup.config.limits;
+        let workers = u64::from(setup.config.workers.max(1));
+        let message_bytes = limits.message_bytes_max as usize;
+        let slab_buffers = (limits.slab_bytes as usize / message_bytes).max(8);
+        let budget_bytes = limits.window_budget_bytes / workers;
+        let slab = Slab::new(u32::try_from(slab_buffers).unwrap_or(u32::MAX), message_bytes)?;
+        let receive_slab = crate::fabric::select::receive_slab(message_bytes, budget_bytes)?;
+        let engine = Engine::new()?;
+        engine.add(&setup.mailbox, Token::Mailbox)?;
+        let lane_config = lane_config(&setup.config);
+        Ok(Self {
+            index: setup.index,
+            config: setup.config,
+            directory: setup.directory,
+            mailbox: setup.mailbox,
+            requests: setup.requests,
+            metrics: setup.metrics,
+            node_metrics: setup.node_metrics,
+            distrusted: HashSet::new(),
+            engine,
+            arena: Arena::new(slab),
+            receive_slab,
+            budget: Rc::new(Budget::new(budget_bytes)),
+            lane_config,
+            streams: Slots::new(),
+            lanes: Slots::new(),
+            pods: Slots::new(),
+            lane_keys: HashMap::new(),
+            twins: None,
+            pod_keys: HashMap::new(),
+            to_read: VecDeque::new(),
+            starved: Vec::new(),
+            to_write: Vec::new(),
+            to_serve: VecDeque::new(),
+            timers: BinaryHeap::new(),
+            unsent: VecDeque::new(),
+            messages: Vec::new(),
+            next_handoff_id: 0,
+            now: Instant::now(),
+            stop_at: None,
+            stopped: false,
+        })
+    }
+
+    fn run(mut self) -> io::Result<()> {
+        let mut events = Vec::new();
+        let mut last_busy = self.now;
+        while !self.stopped {
+            let timeout = self.next_wait(last_busy);
+            self.engine.wait(timeout, &mut events)?;
+            self.now = Instant::now();
+            if !events.is_empty() {
+                last_busy = self.now;
+            }
+            for event in events.drain(..) {
+                self.dispatch(event);
+            }
+            self.turn();
+        }
+        Ok(())
+    }
+
+    /// How long to wait for events: not at all while there is work, or while polling pays.
+    fn next_wait(&self, last_busy: Instant) -> Option<Duration> {
+        if !self.to_read.is_empty() || !self.to_serve.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let spin = Duration::from_micros(self.config.polling_spin_us);
+        if self.config.polling == Polling::Adaptive && last_busy.elapsed() < spin {
+            return Some(Duration::ZERO);
+        }
+        let mut next = self.timers.peek().map(|Reverse((at, _, _))| *at);
+        if let Some(stop_at) = self.stop_at {
+            next = Some(next.map_or(stop_at, |at| at.min(stop_at)));
+        }
+        if !self.starved.is_empty() || !self.unsent.is_empty() {
+            let soon = self.now + Duration::from_millis(1);
+            next = Some(next.map_or(soon, |at| at.min(soon)));
+        }
+        next.map(|at| at.saturating_duration_since(self.now))
+    }
+
+    fn dispatch(&mut self, event: Event) {
+        match event.token {
+            Token::Mailbox => self.commands(),
+            Token::Stream(key) => self.stream_event(key, event),
+            Token::Link(key) => self.link_event(key, event),
+            Token::Pod(key) => self.pod_event(key, event),
+        }
+    }
+
+    /// The work that events have left: reads, then lanes (which make writes), then timers.
+    fn turn(&mut self) {
+        self.wake_starved();
+        self.read_streams();
+        self.serve_lanes();
+        self.write_streams();
+        // Writing frees windows and may end streams: tell the peers in the same turn.
+        self.serve_lanes();
+        self.write_streams();
+        self.expire();
+        self.send_requests();
+        self.publish();
+    }
+
+    fn expire(&mut self) {
+        while let Some(Reverse((at, index, generation))) = self.timers.peek().copied() {
+            if at > self.now {
+                break;
+            }
+            self.timers.pop();
+            let key = Key { index, generation };
+            if let Some(slot) = self.lanes.get_mut(key)
+                && slot.timer == Some(at)
+            {
+                slot.timer = None;
+                self.lane_timeout(key);
+            }
+        }
+        if self.stop_at.is_some_and(|at| at <= self.now) {
+            self.stopped = true;
+        }
+    }
+
+    fn request(&mut self, request: Request) {
+        self.unsent.push_back(request);
+    }
+
+    fn send_requests(&mut self) {
+        use tokio::sync::mpsc::error::TrySendError;
+        while let Some(request) = self.unsent.pop_front() {
+            match self.requests.try_send(request) {
+                Ok(()) => {}
+                Err(TrySendError::Full(request)) => {
+                    self.unsent.push_front(request);
+                    return;
+                }
+                // The control side is gone: the process is about to end.
+                Err(TrySendError::Closed(_)) => self.stopped = true,
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let slab = self.arena.slab();
+        let receive = &self.receive_slab;
+        let used = (slab.buffers_total() - slab.buffers_free()) * slab.buffer_bytes();
+        let held = (receive.buffers_total() - receive.buffers_free()) * receive.buffer_bytes();
+        let free = slab.buffers_free() * slab.buffer_bytes();
+        self.metrics.slab_bytes(SlabState::Free, free as u64);
+        self.metrics.slab_bytes(SlabState::InFlight, used as u64);
+        self.metrics.slab_bytes(SlabState::Received, held as u64);
+        self.metrics.windows(self.budget.granted(), self.budget.bytes_max());
+    }
+
+    fn commands(&mut self) {
+        let mut commands = Vec::new();
+        self.mailbox.drain(&mut commands);
+        for command in commands {
+            match command {
+                Command::LinkUp { peer, incarnation, lane, side, link_id, link } => {
+                    self.link_up(peer, incarnation, lane, side, link_id, *link);
+                }
+                Command::PeerGone { peer } => self.peer_gone(&peer),
+                Command::PeerUnavailable { peer, reason } => self.peer_unavailable(&peer, reason),
+                Command::PeerDraining { peer } => self.peer_draining(&peer),
+                Command::Handoff { pod, channel } => self.add_pod(pod, channel),
+                Command::Inspect { answer } => {
+                    // The asker may have given up.
+                    let _ = answer.send(self.status());
+                }
+                Command::Drain { until } => self.drain(until),
+            }
+        }
+    }
+
+    fn drain(&mut self, until: Instant) {
+        self.stop_at = Some(until);
+        let pods: Vec<Key> = self.pods.iter().map(|(key, _)| key).collect();
+        for key in pods {
+            self.tell_drain(key);
+        }
+        let lanes: Vec<Key> = self.lanes.iter().map(|(key, _)| key).collect();
+        for key in lanes {
+            if let Some(slot) = self.lanes.get_mut(key) {
+                slot.mux.goaway();
+            }
+            self.serve(key);
+        }
+    }
+
+    fn status(&self) -> WorkerStatus {
+        let slab = self.arena.slab();
+        WorkerStatus {
+            index: self.index,
+            streams: self.streams.len() as u64,
+            window_granted_bytes: self.budget.granted(),
+            window_budget_bytes: self.budget.bytes_max(),
+            slab_bytes: (slab.buffers_total() * slab.buffer_bytes()) as u64,
+            slab_used_bytes: ((slab.buffers_total() - slab.buffers_free()) * slab.buffer_bytes()) as u64,
+            lanes: self.lanes.iter().map(|(_, slot)| slot.status()).collect(),
+            pods: self.pods.iter().map(|(_, pod)| pod.uid().to_string()).collect(),
+        }
+    }
+}
+
+fn lane_config(config: &Node) -> LaneConfig {
+    let limits = &config.limits;
+    let timeouts = &config.timeouts;
+    LaneConfig {
+        message_bytes_max: limits.message_bytes_max,
+        credits: limits.lane_credits,
+        unacked_messages_max: limits.lane_credits,
+        window_initial_bytes: limits.window_initial_bytes,
+        window_max_bytes: limits.window_max_bytes,
+        streams_max: limits.streams_max,
+        open_timeout: Duration::from_millis(timeouts.open_ms),
+        resume_timeout: Duration::from_millis(timeouts.lane_resume_ms),
+        keepalive_interval: Duration::from_millis(timeouts.keepalive_interval_ms),
+        keepalive_timeout: Duration::from_millis(timeouts.keepalive_timeout_ms),
+        ..LaneConfig::default()
+    }
+}

@@ -1,0 +1,422 @@
+//! The worker's side of handoff: sidecars hand connections over and open sockets to their
+//! applications.
+
+use super::Worker;
+use super::engine::{Event, Token};
+use super::lane::{Carrier, WAITING_MAX, Waiting};
+use super::slots::Key;
+use super::stream::Stream;
+use crate::directory::{Decision, Pod};
+use crate::handoff::{self, Channel, DialFailure, HandoffError, ToNode, ToSidecar, check_stream_socket};
+use crate::metrics::{HandoffOutcome, Outcome, PassthroughReason, PeerRejected, Role};
+use crate::mux::{Open, RefuseReason, StreamId};
+use crate::node::messages::NodeName;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+use tracing::{debug, info, warn};
+
+/// A socket that the sidecar was asked to open.
+pub(super) struct Dial {
+    stream: Key,
+    src: SocketAddr,
+    dst: SocketAddr,
+}
+
+pub(super) struct PodSlot {
+    pod: Arc<Pod>,
+    /// `None` while the sidecar is away; its streams live on.
+    channel: Option<Channel>,
+    streams: u32,
+    dials: HashMap<u32, Dial>,
+    /// Its lies are logged once.
+    warned: bool,
+}
+
+impl PodSlot {
+    pub(super) fn uid(&self) -> &str {
+        &self.pod.uid
+    }
+
+    pub(super) fn connected(&self) -> bool {
+        self.channel.is_some()
+    }
+}
+
+impl Worker {
+    /// A sidecar has connected and was found to be this pod's; an older connection is replaced.
+    pub(super) fn add_pod(&mut self, pod: Arc<Pod>, channel: Channel) {
+        let uid = Arc::clone(&pod.uid);
+        let key = match self.pod_keys.get(&uid) {
+            Some(key) => *key,
+            None => {
+                let slot = PodSlot { pod: Arc::clone(&pod), channel: None, streams: 0, dials: HashMap::new(), warned: false };
+                let key = self.pods.insert(slot);
+                self.pod_keys.insert(uid, key);
+                key
+            }
+        };
+        self.disconnect(key);
+        if let Err(error) = self.engine.add(&channel, Token::Pod(key)) {
+            warn!(%error, pod = &*pod.name, "sidecar's channel cannot be watched");
+            return;
+        }
+        info!(pod = &*pod.name, uid = &*pod.uid, "sidecar connected");
+        if let Some(slot) = self.pods.get_mut(key) {
+            slot.pod = pod;
+            slot.channel = Some(channel);
+            slot.warned = false;
+        }
+        if self.stop_at.is_some() {
+            self.tell_drain(key);
+        }
+        self.pod_messages(key);
+    }
+
+    /// Closes the channel, if there is one; what was being opened over it is refused.
+    fn disconnect(&mut self, key: Key) {
+        let Some(slot) = self.pods.get_mut(key) else { return };
+        let Some(channel) = slot.channel.take() else { return };
+        self.engine.remove(&channel);
+        let dials = std::mem::take(&mut slot.dials);
+        for dial in dials.into_values() {
+            self.refuse_stream(dial.stream, RefuseReason::NoSidecar);
+        }
+    }
+
+    pub(super) fn count_stream(&mut self, key: Key, change: i32) {
+        if let Some(slot) = self.pods.get_mut(key) {
+            slot.streams = slot.streams.saturating_add_signed(change);
+            if slot.streams == 0 && slot.channel.is_none() {
+                let uid = Arc::clone(&slot.pod.uid);
+                self.pods.remove(key);
+                self.pod_keys.remove(&uid);
+            }
+        }
+    }
+
+    pub(super) fn pod_event(&mut self, key: Key, event: Event) {
+        if event.writable
+            && let Some(channel) = self.channel(key)
+            && let Err(error) = channel.flush()
+        {
+            self.channel_failed(key, &error);
+            return;
+        }
+        if event.readable || event.hangup || event.error {
+            self.pod_messages(key);
+        }
+    }
+
+    fn channel(&mut self, key: Key) -> Option<&mut Channel> {
+        self.pods.get_mut(key)?.channel.as_mut()
+    }
+
+    fn pod_messages(&mut self, key: Key) {
+        loop {
+            let Some(channel) = self.channel(key) else { return };
+            match channel.recv::<ToNode>() {
+                Ok(None) => return,
+                Ok(Some((message, socket))) => self.pod_message(key, message, socket),
+                Err(HandoffError::FdLost { id }) => {
+                    self.metrics.handoff(HandoffOutcome::Limits);
+                    self.descriptor_lost(key, id);
+                }
+                Err(error) => {
+                    self.channel_failed(key, &error);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn channel_failed(&mut self, key: Key, error: &HandoffError) {
+        let outcome = match error {
+            HandoffError::Closed | HandoffError::Io(_) => HandoffOutcome::Disconnected,
+            _ => HandoffOutcome::Malformed,
+        };
+        self.metrics.handoff(outcome);
+        if let Some(slot) = self.pods.get_mut(key) {
+            info!(pod = &*slot.pod.name, %error, "sidecar disconnected");
+        }
+        self.disconnect(key);
+        self.count_stream(key, 0);
+    }
+
+    fn pod_message(&mut self, key: Key, message: ToNode, socket: Option<OwnedFd>) {
+        match (message, socket) {
+            (ToNode::Open { id, orig_dst, .. }, Some(socket)) => self.handed_over(key, id, orig_dst, socket),
+            (ToNode::Dialed { id }, Some(socket)) => self.dialed(key, id, socket),
+            (ToNode::DialFailed { id, reason }, None) => self.dial_failed(key, id, reason),
+            // A second HELLO, or a descriptor where none belongs (which the channel refuses).
+            _ => self.channel_failed(key, &HandoffError::UnexpectedFd),
+        }
+    }
+
+    /// The descriptor of an `Open` or `Dialed` did not fit into this process.
+    fn descriptor_lost(&mut self, key: Key, id: u32) {
+        let dial = self.pods.get_mut(key).and_then(|slot| slot.dials.remove(&id));
+        if let Some(dial) = dial {
+            self.refuse_stream(dial.stream, RefuseReason::Limits);
+        } else {
+            self.pass_through(key, id, PassthroughReason::Limits);
+        }
+    }
+
+    /// A sidecar hands over a connection of its application.
+    fn handed_over(&mut self, key: Key, id: u32, orig_dst: SocketAddr, socket: OwnedFd) {
+        let Some(slot) = self.pods.get(key) else { return };
+        let pod = Arc::clone(&slot.pod);
+        let src = match check_stream_socket(&socket) {
+            Ok(ends) if pod.has_address(ends.peer.ip()) => ends.peer,
+            Ok(ends) => {
+                self.distrust(key, &format!("a connection from {}, which is not its own", ends.peer));
+                self.deny(key, id, HandoffOutcome::BadSource);
+                return;
+            }
+            // Most often the application has gone again already.
+            Err(error) => {
+                debug!(%error, pod = &*pod.name, "handed-over socket is of no use");
+                self.deny(key, id, HandoffOutcome::Malformed);
+                return;
+            }
+        };
+        let limits = &self.config.limits;
+        let workers = self.config.workers.max(1);
+        let full = slot.streams >= limits.streams_per_pod_max / workers
+            || self.streams.len() >= (limits.streams_max / workers) as usize;
+        if self.stop_at.is_some() || full {
+            let reason = if full { PassthroughReason::Limits } else { PassthroughReason::Draining };
+            self.pass_through(key, id, reason);
+            return;
+        }
+        let deadline = self.now + Duration::from_millis(self.config.timeouts.handshake_ms);
+        let decision = self.directory.load().resolve(&pod, orig_dst);
+        let waiting = |dst| Waiting { pod: key, handoff_id: id, socket, src, dst, deadline };
+        match decision {
+            Decision::Passthrough { reason } => self.pass_through(key, id, reason),
+            Decision::Deny => self.deny(key, id, HandoffOutcome::Denied),
+            Decision::Local { dst, .. } => {
+                self.metrics.handoff(HandoffOutcome::Local);
+                let lane = self.same_node_lane();
+                self.open_stream(lane, waiting(dst));
+            }
+            Decision::Mesh { node, dst, .. } => {
+                let lane = self.lane_to(node.as_arc());
+                self.open_or_wait(lane, waiting(dst));
+            }
+        }
+    }
+
+    fn open_or_wait(&mut self, lane: Key, open: Waiting) {
+        let Some(slot) = self.lanes.get_mut(lane) else { return };
+        if slot.draining {
+            self.pass_back(open, PassthroughReason::Draining);
+        } else if slot.attached {
+            self.metrics.handoff(HandoffOutcome::Mesh);
+            self.open_stream(lane, open);
+        } else if !slot.streams.is_empty() && !matches!(slot.carrier, Carrier::Link(_)) {
+            // The lane has lost its link: a new connection need not wait for the next one.
+            self.pass_back(open, PassthroughReason::PeerUnavailable);
+        } else if slot.waiting.len() >= WAITING_MAX {
+            self.pass_back(open, PassthroughReason::Limits);
+        } else {
+            slot.waiting.push_back(open);
+            self.want_link(lane);
+            self.arm_timer(lane);
+        }
+    }
+
+    /// Tells the sidecar that a connection is ours; false when the sidecar is not there any more.
+    pub(super) fn take(&mut self, open: &Waiting) -> bool {
+        let message = ToSidecar::Taken { id: open.handoff_id };
+        self.tell(open.pod, &message, None)
+    }
+
+    /// Tells the sidecar to relay a connection that it still holds.
+    fn pass_through(&mut self, key: Key, id: u32, reason: PassthroughReason) {
+        self.metrics.passthrough(reason);
+        self.metrics.handoff(HandoffOutcome::Passthrough);
+        let message = ToSidecar::Passthrough { id, reason: handoff_reason(reason), early: Vec::new() };
+        self.tell(key, &message, None);
+    }
+
+    pub(super) fn pass_back(&mut self, open: Waiting, reason: PassthroughReason) {
+        self.pass_through(open.pod, open.handoff_id, reason);
+    }
+
+    pub(super) fn pass_waiting(&mut self, lane: Key, reason: PassthroughReason) {
+        let Some(slot) = self.lanes.get_mut(lane) else { return };
+        for open in std::mem::take(&mut slot.waiting) {
+            self.pass_back(open, reason);
+        }
+    }
+
+    /// Gives a connection that was taken, and what was read from it, back to its sidecar.
+    pub(super) fn give_back(&mut self, key: Key, reason: PassthroughReason) {
+        let Some(stream) = self.unlist(key) else { return };
+        self.metrics.stream_ended(stream.role, stream.fabric, Outcome::Returned);
+        let Some(socket) = &stream.socket else { return };
+        let early = stream.early.iter().flatten().flat_map(|part| part.iter().copied()).collect();
+        if let Err(error) = stream.disarm() {
+            debug!(%error, "socket stays armed");
+        }
+        let id = stream.handoff_id;
+        let message = ToSidecar::Passthrough { id, reason: handoff_reason(reason), early };
+        if self.tell(stream.pod, &message, Some(socket)) {
+            self.metrics.passthrough(reason);
+            self.metrics.handoff(HandoffOutcome::Returned);
+        } else if let Err(error) = stream.arm() {
+            // Nobody takes it: it ends by a reset, so the application knows.
+            debug!(%error, "socket cannot be armed");
+        }
+    }
+
+    fn deny(&mut self, key: Key, id: u32, outcome: HandoffOutcome) {
+        self.metrics.handoff(outcome);
+        self.tell(key, &ToSidecar::Deny { id }, None);
+    }
+
+    fn tell(&mut self, key: Key, message: &ToSidecar, socket: Option<&OwnedFd>) -> bool {
+        let Some(channel) = self.channel(key) else { return false };
+        match channel.send(message, socket.map(AsFd::as_fd)) {
+            Ok(()) => true,
+            Err(error) if error.is_fatal() => {
+                self.channel_failed(key, &error);
+                false
+            }
+            // A sidecar that does not read its channel: without it nothing can be told.
+            Err(error) => {
+                self.channel_failed(key, &error);
+                false
+            }
+        }
+    }
+
+    pub(super) fn tell_drain(&mut self, key: Key) {
+        self.tell(key, &ToSidecar::Drain, None);
+    }
+
+    fn distrust(&mut self, key: Key, what: &str) {
+        if let Some(slot) = self.pods.get_mut(key)
+            && !slot.warned
+        {
+            slot.warned = true;
+            warn!(pod = &*slot.pod.name, uid = &*slot.pod.uid, "sidecar handed over {what}; refused");
+        }
+    }
+
+    /// Asks the destination's sidecar for a socket to its application.
+    pub(super) fn dial(&mut self, lane: Key, id: StreamId, open: Open) -> Result<(), RefuseReason> {
+        let Some(slot) = self.lanes.get(lane) else { return Err(RefuseReason::Internal) };
+        let snapshot = self.directory.load();
+        if !slot.peer.is_empty() && !snapshot.node_owns(&slot.peer, open.src.ip()) {
+            let peer = NodeName::clone(&slot.peer);
+            self.distrust_peer(&peer, open.src);
+            return Err(RefuseReason::BadSource);
+        }
+        let fabric = slot.fabric;
+        let pod = snapshot.local_pod(open.dst.ip()).ok_or(RefuseReason::NoPod)?;
+        if pod.excludes_port(open.dst.port()) {
+            return Err(RefuseReason::NoPod);
+        }
+        if self.stop_at.is_some() {
+            return Err(RefuseReason::Draining);
+        }
+        let key = *self.pod_keys.get(&pod.uid).ok_or(RefuseReason::NoSidecar)?;
+        drop(snapshot);
+        let slot = self.pods.get(key).filter(|slot| slot.connected()).ok_or(RefuseReason::NoSidecar)?;
+        let limits = &self.config.limits;
+        let workers = self.config.workers.max(1);
+        if slot.streams >= limits.streams_per_pod_max / workers {
+            return Err(RefuseReason::Limits);
+        }
+        let handoff_id = self.next_handoff_id;
+        self.next_handoff_id = self.next_handoff_id.wrapping_add(1);
+        let timeout_ms = u32::try_from(self.config.timeouts.open_ms).unwrap_or(u32::MAX);
+        let message = ToSidecar::Dial { id: handoff_id, src: open.src, dst: open.dst, timeout_ms };
+        if !self.tell(key, &message, None) {
+            return Err(RefuseReason::NoSidecar);
+        }
+        let mut stream = Stream::new(lane, id, key, Role::Server, fabric, self.now);
+        stream.handoff_id = handoff_id;
+        let stream = self.await_socket(stream);
+        if let Some(slot) = self.pods.get_mut(key) {
+            slot.dials.insert(handoff_id, Dial { stream, src: open.src, dst: open.dst });
+        }
+        Ok(())
+    }
+
+    /// Counted each time, logged once per peer.
+    fn distrust_peer(&mut self, peer: &NodeName, src: SocketAddr) {
+        self.node_metrics.peer_rejected(PeerRejected::BadSource);
+        if self.distrusted.insert(peer.clone()) {
+            warn!(peer = &**peer, %src, "peer opened a stream from an address that is not its own; refused");
+        }
+    }
+
+    fn dialed(&mut self, key: Key, id: u32, socket: OwnedFd) {
+        let dial = self.pods.get_mut(key).and_then(|slot| slot.dials.remove(&id));
+        let Some(dial) = dial else {
+            self.distrust(key, "a socket that nobody asked for");
+            return;
+        };
+        match check_stream_socket(&socket) {
+            // The port differs for a pod that speaks to itself: its own is taken.
+            Ok(ends) if ends.peer == dial.dst && ends.local.ip() == dial.src.ip() => {
+                self.metrics.handoff(HandoffOutcome::Opened);
+                self.socket_opened(dial.stream, socket);
+            }
+            Ok(ends) => {
+                self.distrust(key, &format!("a socket to {} in place of {}", ends.peer, dial.dst));
+                self.metrics.handoff(HandoffOutcome::BadSource);
+                self.refuse_stream(dial.stream, RefuseReason::Refused);
+            }
+            // Connected a moment ago: the application has reset it at once.
+            Err(error) => {
+                debug!(%error, "dialled socket is of no use");
+                self.metrics.handoff(HandoffOutcome::OpenFailed);
+                self.refuse_stream(dial.stream, RefuseReason::Refused);
+            }
+        }
+    }
+
+    fn dial_failed(&mut self, key: Key, id: u32, failure: DialFailure) {
+        let dial = self.pods.get_mut(key).and_then(|slot| slot.dials.remove(&id));
+        let Some(dial) = dial else { return };
+        self.metrics.handoff(HandoffOutcome::OpenFailed);
+        self.refuse_stream(dial.stream, refuse_reason(failure));
+    }
+}
+
+fn refuse_reason(failure: DialFailure) -> RefuseReason {
+    match failure {
+        DialFailure::Refused => RefuseReason::Refused,
+        DialFailure::Timeout => RefuseReason::Timeout,
+        DialFailure::Unreachable => RefuseReason::Unreachable,
+        DialFailure::Denied => RefuseReason::NoPod,
+        DialFailure::Limits => RefuseReason::Limits,
+        DialFailure::Internal | DialFailure::Other(_) => RefuseReason::Internal,
+    }
+}
+
+fn handoff_reason(reason: PassthroughReason) -> handoff::PassthroughReason {
+    use handoff::PassthroughReason as H;
+    match reason {
+        PassthroughReason::OutsideMesh => H::NotInMesh,
+        PassthroughReason::NoEndpoint => H::NoEndpoint,
+        PassthroughReason::ExcludedPort => H::ExcludedPort,
+        PassthroughReason::NodeProxyAway => H::NodeAway,
+        PassthroughReason::PeerUnavailable | PassthroughReason::OpenTimeout => H::PeerAway,
+        PassthroughReason::PeerNoPod => H::NoPod,
+        PassthroughReason::PeerNoSidecar => H::NoSidecar,
+        PassthroughReason::PeerVersion => H::Incompatible,
+        PassthroughReason::Limits => H::Limits,
+        PassthroughReason::Draining => H::Draining,
+        PassthroughReason::LaneLost => H::LaneLost,
+        PassthroughReason::BadSource => H::BadSource,
+        PassthroughReason::PolicyUnknown => H::Policy,
+    }
+}

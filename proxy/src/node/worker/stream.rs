@@ -1,0 +1,223 @@
+//! One end of a stream: the application's socket and what waits on either side of it.
+//!
+//! What it does not do: know lanes or pods; the worker moves what these functions return.
+
+use super::slots::Key;
+use crate::metrics::{FabricKind, Role};
+use crate::mux::StreamId;
+use rdmesh_sys::slab::{BufMut, Payload};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, Shutdown};
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+const IO_SLICES_MAX: usize = 32;
+/// A held slice of a receive buffer that is smaller than this part of it is copied, so that a slow
+/// application pins no more memory than four times its window.
+const HELD_PART_MIN: usize = 4;
+
+/// Bytes that the application's socket has not taken yet.
+enum Chunk {
+    Shared(Payload),
+    Copied(Box<[u8]>, usize),
+}
+
+impl Chunk {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Shared(payload) => payload,
+            Self::Copied(bytes, start) => &bytes[*start..],
+        }
+    }
+
+    fn skip(&mut self, n: usize) {
+        match self {
+            Self::Shared(payload) => drop(payload.split_to(n)),
+            Self::Copied(_, start) => *start += n,
+        }
+    }
+}
+
+pub(super) struct Stream {
+    /// `None` while the pod's sidecar opens it.
+    pub socket: Option<OwnedFd>,
+    pub lane: Key,
+    pub id: StreamId,
+    pub pod: Key,
+    /// The sidecar's number for this connection, or ours for the dial.
+    pub handoff_id: u32,
+    pub role: Role,
+    pub fabric: FabricKind,
+    pub since: Instant,
+    /// What was sent before the far side answered; given back if it turns the stream down.
+    pub early: Option<Vec<Payload>>,
+    pub early_bytes: usize,
+    /// The socket may have bytes for us.
+    pub readable: bool,
+    /// Queued in the worker's list of streams to read.
+    pub queued: bool,
+    /// The application has sent its FIN (or we no longer read).
+    pub read_done: bool,
+    pub hangup: bool,
+    /// The socket has failed (a reset): what it still holds may be read, then it is over.
+    pub failed: bool,
+    pub writable: bool,
+    /// The peer's FIN has come; it is passed on once `out` is empty.
+    pub fin_received: bool,
+    pub write_done: bool,
+    /// Listed among the streams whose `out` is to be written after this batch.
+    pub dirty: bool,
+    out: VecDeque<Chunk>,
+}
+
+/// What a read from the application's socket gave.
+pub(super) enum Read {
+    Bytes(Payload),
+    End,
+    Nothing,
+    Failed(io::Error),
+}
+
+impl Stream {
+    pub(super) fn new(lane: Key, id: StreamId, pod: Key, role: Role, fabric: FabricKind, now: Instant) -> Self {
+        Self {
+            socket: None,
+            lane,
+            id,
+            pod,
+            handoff_id: 0,
+            role,
+            fabric,
+            since: now,
+            early: (role == Role::Client).then(Vec::new),
+            early_bytes: 0,
+            readable: true,
+            queued: false,
+            read_done: false,
+            hangup: false,
+            failed: false,
+            writable: true,
+            fin_received: false,
+            write_done: false,
+            dirty: false,
+            out: VecDeque::new(),
+        }
+    }
+
+    /// Reads at most `max` bytes into `buffer`.
+    pub(super) fn read(&mut self, buffer: &mut BufMut, max: usize) -> Read {
+        let Some(socket) = &self.socket else { return Read::Nothing };
+        let start = buffer.filled();
+        let room = max.min(buffer.spare_bytes());
+        loop {
+            match rustix::net::recv(socket, &mut buffer.spare()[..room], RecvFlags::DONTWAIT) {
+                Ok((0, _)) => return Read::End,
+                Ok((n, _)) => {
+                    // A short read has emptied the socket; more will raise another edge. An end
+                    // that is already there will not, so with one seen we go on reading.
+                    if n < room && !self.hangup {
+                        self.readable = false;
+                    }
+                    buffer.advance(n);
+                    return Read::Bytes(buffer.slice(start, start + n));
+                }
+                Err(Errno::AGAIN) => {
+                    self.readable = false;
+                    return Read::Nothing;
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Read::Failed(error.into()),
+            }
+        }
+    }
+
+    pub(super) fn push(&mut self, payload: Payload) {
+        self.out.push_back(Chunk::Shared(payload));
+    }
+
+    /// Writes what waits; returns how many bytes the socket took.
+    pub(super) fn write(&mut self) -> io::Result<usize> {
+        let mut total = 0;
+        while self.writable && !self.out.is_empty() {
+            let Some(socket) = &self.socket else { break };
+            let mut slices = [IoSlice::new(&[]); IO_SLICES_MAX];
+            let mut count = 0;
+            let mut offered = 0;
+            for (slice, chunk) in slices.iter_mut().zip(&self.out) {
+                *slice = IoSlice::new(chunk.bytes());
+                offered += chunk.bytes().len();
+                count += 1;
+            }
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            let mut control = rustix::net::SendAncillaryBuffer::default();
+            match rustix::net::sendmsg(socket, &slices[..count], &mut control, flags) {
+                Ok(n) => {
+                    self.skip(n);
+                    total += n;
+                    // A short write has filled the socket and armed the edge that tells of room.
+                    self.writable = n == offered;
+                }
+                Err(Errno::AGAIN) => self.writable = false,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.hold();
+        Ok(total)
+    }
+
+    fn skip(&mut self, mut n: usize) {
+        while let Some(front) = self.out.front_mut() {
+            let len = front.bytes().len();
+            if n < len {
+                front.skip(n);
+                return;
+            }
+            n -= len;
+            self.out.pop_front();
+        }
+    }
+
+    /// Copies slices that are small beside the buffer they pin.
+    fn hold(&mut self) {
+        for chunk in &mut self.out {
+            if let Chunk::Shared(payload) = chunk
+                && payload.len() < payload.pinned_bytes() / HELD_PART_MIN
+            {
+                *chunk = Chunk::Copied(payload.as_ref().into(), 0);
+            }
+        }
+    }
+
+    pub(super) fn out_is_empty(&self) -> bool {
+        self.out.is_empty()
+    }
+
+    /// Passes the peer's FIN on once everything before it was written.
+    pub(super) fn finish_write(&mut self) {
+        if self.fin_received && !self.write_done && self.out.is_empty() {
+            if let Some(socket) = &self.socket {
+                // Fails only on a socket that is already dead; the next read tells.
+                let _ = rustix::net::shutdown(socket, Shutdown::Write);
+                self.write_done = true;
+            }
+        }
+    }
+
+    /// From here on a sudden end (ours too) is a reset, never a clean end.
+    pub(super) fn arm(&self) -> io::Result<()> {
+        self.linger(Some(Duration::ZERO))
+    }
+
+    /// Both directions have ended: the close is a clean one.
+    pub(super) fn disarm(&self) -> io::Result<()> {
+        self.linger(None)
+    }
+
+    fn linger(&self, linger: Option<Duration>) -> io::Result<()> {
+        let Some(socket) = &self.socket else { return Ok(()) };
+        socket2::SockRef::from(&socket.as_fd()).set_linger(linger)
+    }
+}

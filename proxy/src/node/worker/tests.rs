@@ -1,0 +1,328 @@
+//! Two workers in this process, joined by a TCP link on loopback, with sidecars that are played by
+//! the test through the real handoff channel.
+
+use super::{Setup, run};
+use crate::directory::Snapshot;
+use crate::fabric::Established;
+use crate::handoff::{Channel, DialFailure, HandoffError, ToNode, ToSidecar};
+use crate::metrics::{NodeMetrics, WorkerMetrics};
+use crate::node::messages::{Command, Mailbox, Request, Side};
+use arc_swap::ArcSwap;
+use rdmesh_config::{DirectoryFile, Node, NodeEntry, PodEntry};
+use rustix::event::{PollFd, PollFlags, poll};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::{JoinHandle, spawn};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+const CLIENT_POD: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 1);
+const SERVER_POD: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+
+struct End {
+    mailbox: Mailbox<Command>,
+    requests: mpsc::Receiver<Request>,
+    thread: Option<JoinHandle<()>>,
+    directory: Arc<ArcSwap<Snapshot>>,
+}
+
+impl End {
+    fn start(name: &str) -> Self {
+        let file = DirectoryFile {
+            nodes: ["a", "b"]
+                .iter()
+                .map(|name| NodeEntry {
+                    name: (*name).into(),
+                    address: "127.0.0.1:1".parse().unwrap(),
+                })
+                .collect(),
+            pods: [("a", CLIENT_POD), ("b", SERVER_POD)]
+                .iter()
+                .map(|(node, address)| PodEntry {
+                    name: format!("pod-{node}"),
+                    uid: format!("uid-{node}"),
+                    node: (*node).into(),
+                    addresses: vec![(*address).into()],
+                    exclude_inbound_ports: Vec::new(),
+                })
+                .collect(),
+            services: Vec::new(),
+        };
+        let directory = Arc::new(ArcSwap::from_pointee(Snapshot::build(&file, name, 1).unwrap()));
+        let mailbox = Mailbox::new(64).unwrap();
+        let (sender, requests) = mpsc::channel(64);
+        let setup = Setup {
+            index: 0,
+            config: Node { name: name.into(), ..Node::default() },
+            directory: Arc::clone(&directory),
+            mailbox: mailbox.clone(),
+            requests: sender,
+            metrics: Arc::new(WorkerMetrics::new()),
+            node_metrics: Arc::new(NodeMetrics::new()),
+        };
+        let thread = spawn(move || run(setup).unwrap());
+        Self { mailbox, requests, thread: Some(thread), directory }
+    }
+
+    fn sidecar(&self, uid: &str) -> Channel {
+        let (near, far) = rustix::net::socketpair(
+            rustix::net::AddressFamily::UNIX,
+            rustix::net::SocketType::SEQPACKET,
+            rustix::net::SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        let pod = Arc::clone(self.directory.load().local_pod_by_uid(uid).unwrap());
+        let command = Command::Handoff { pod, channel: Channel::new(far).unwrap() };
+        assert!(self.mailbox.push(command).is_ok());
+        Channel::new(near).unwrap()
+    }
+
+    fn link_up(&self, peer: &str, side: Side, link_id: u64, socket: TcpStream) {
+        let link = Box::new(Established { socket, tls: None });
+        let command =
+            Command::LinkUp { peer: peer.into(), incarnation: 1, lane: 0, side, link_id, link };
+        assert!(self.mailbox.push(command).is_ok());
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let _ = self.mailbox.push(Command::Drain { until: Instant::now() });
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            assert!(ended.is_ok() || std::thread::panicking());
+        }
+    }
+}
+
+struct Rig {
+    a: End,
+    b: End,
+    client_sidecar: Channel,
+    next_id: u32,
+    links: u64,
+}
+
+fn connected() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind((CLIENT_POD, 0)).unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (near, listener.accept().unwrap().0)
+}
+
+/// Waits until the channel has a message.
+fn receive(channel: &mut Channel) -> Option<(ToSidecar, Option<OwnedFd>)> {
+    loop {
+        match channel.recv::<ToSidecar>() {
+            Ok(Some(message)) => return Some(message),
+            Ok(None) => {
+                let fd = channel.as_fd();
+                poll(&mut [PollFd::new(&fd, PollFlags::IN)], None).unwrap();
+            }
+            Err(HandoffError::Closed) => return None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Dials what it is told to, from the client's address, until the channel closes.
+fn serve_dials(mut channel: Channel) {
+    while let Some((message, _)) = receive(&mut channel) {
+        let ToSidecar::Dial { id, src, dst, .. } = message else { continue };
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::new(src.ip(), 0).into()).unwrap();
+        let sent = match socket.connect(&dst.into()) {
+            Ok(()) => channel.send(&ToNode::Dialed { id }, Some(socket.as_fd())),
+            Err(_) => channel.send(&ToNode::DialFailed { id, reason: DialFailure::Refused }, None),
+        };
+        sent.unwrap();
+    }
+}
+
+impl Rig {
+    fn new() -> Self {
+        let (a, b) = (End::start("a"), End::start("b"));
+        let client_sidecar = a.sidecar("uid-a");
+        let server_sidecar = b.sidecar("uid-b");
+        spawn(move || serve_dials(server_sidecar));
+        let mut rig = Self { a, b, client_sidecar, next_id: 0, links: 0 };
+        rig.link();
+        rig
+    }
+
+    /// Joins the two by a fresh link; returns a handle that can cut it.
+    fn link(&mut self) -> TcpStream {
+        let (near, far) = connected();
+        let cutter = near.try_clone().unwrap();
+        self.links += 1;
+        self.a.link_up("b", Side::Dialer, self.links, near);
+        self.b.link_up("a", Side::Acceptor, self.links, far);
+        cutter
+    }
+
+    /// A client's socket whose other end was handed over; not yet answered.
+    fn hand_over(&mut self, dst: SocketAddr) -> TcpStream {
+        let (client, accepted) = connected();
+        self.next_id += 1;
+        let src = client.local_addr().unwrap();
+        let open = ToNode::Open { id: self.next_id, orig_dst: dst, src };
+        self.client_sidecar.send(&open, Some(accepted.as_fd())).unwrap();
+        client
+    }
+
+    fn connect(&mut self, dst: SocketAddr) -> TcpStream {
+        let client = self.hand_over(dst);
+        let (answer, _) = receive(&mut self.client_sidecar).unwrap();
+        assert_eq!(answer, ToSidecar::Taken { id: self.next_id });
+        client
+    }
+}
+
+fn server() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind((SERVER_POD, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut state = seed;
+    (0..bytes)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 56) as u8
+        })
+        .collect()
+}
+
+#[test]
+fn bytes_both_ways_and_half_close() {
+    let mut rig = Rig::new();
+    let (listener, address) = server();
+    let mut client = rig.connect(address);
+    let (mut served, from) = listener.accept().unwrap();
+    assert_eq!(from.ip(), client.local_addr().unwrap().ip());
+    let (up, down) = (pattern(1, 3 << 20), pattern(2, 2 << 20));
+    let upload = {
+        let mut client = client.try_clone().unwrap();
+        let up = up.clone();
+        spawn(move || {
+            client.write_all(&up).unwrap();
+            client.shutdown(Shutdown::Write).unwrap();
+        })
+    };
+    let mut got = Vec::new();
+    served.read_to_end(&mut got).unwrap();
+    assert!(got == up);
+    upload.join().unwrap();
+    // The other direction still flows after the first has ended.
+    let download = {
+        let down = down.clone();
+        spawn(move || served.write_all(&down).unwrap())
+    };
+    got.clear();
+    client.read_to_end(&mut got).unwrap();
+    assert!(got == down);
+    download.join().unwrap();
+}
+
+#[test]
+fn reset_arrives_as_reset() {
+    let mut rig = Rig::new();
+    let (listener, address) = server();
+    let mut client = rig.connect(address);
+    let (mut served, _) = listener.accept().unwrap();
+    client.write_all(b"before").unwrap();
+    let mut got = [0; 6];
+    served.read_exact(&mut got).unwrap();
+    socket2::SockRef::from(&served).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(served);
+    let error = client.read(&mut got).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn refused_connect_is_a_reset() {
+    let mut rig = Rig::new();
+    let (listener, address) = server();
+    drop(listener);
+    let mut client = rig.connect(address);
+    let error = client.read(&mut [0; 1]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn unknown_destination_stays_with_the_sidecar() {
+    let mut rig = Rig::new();
+    let _client = rig.hand_over("127.0.0.9:80".parse().unwrap());
+    let (answer, socket) = receive(&mut rig.client_sidecar).unwrap();
+    assert!(matches!(answer, ToSidecar::Passthrough { id: 1, .. }), "{answer:?}");
+    assert!(socket.is_none());
+}
+
+#[test]
+fn mesh_refusal_gives_the_connection_back_with_its_bytes() {
+    let mut rig = Rig::new();
+    // Takes the pod away from the far node alone.
+    let file = DirectoryFile {
+        nodes: vec![NodeEntry { name: "b".into(), address: "127.0.0.1:1".parse().unwrap() }],
+        ..DirectoryFile::default()
+    };
+    let (client, accepted) = connected();
+    (&client).write_all(b"early").unwrap();
+    rig.b.directory.store(Arc::new(Snapshot::build(&file, "b", 1).unwrap()));
+    let open = ToNode::Open {
+        id: 7,
+        orig_dst: SocketAddr::from((SERVER_POD, 9)),
+        src: client.local_addr().unwrap(),
+    };
+    rig.client_sidecar.send(&open, Some(accepted.as_fd())).unwrap();
+    drop(accepted);
+    assert_eq!(receive(&mut rig.client_sidecar).unwrap().0, ToSidecar::Taken { id: 7 });
+    let (answer, socket) = receive(&mut rig.client_sidecar).unwrap();
+    let ToSidecar::Passthrough { id: 7, early, .. } = answer else { panic!("{answer:?}") };
+    let mut returned = TcpStream::from(socket.unwrap());
+    // What was read comes in the message, what was not is still in the socket.
+    let mut rest = vec![0; 5 - early.len()];
+    returned.read_exact(&mut rest).unwrap();
+    assert_eq!([early, rest].concat(), b"early");
+}
+
+#[test]
+fn lane_survives_its_link() {
+    let mut rig = Rig::new();
+    let cutter = rig.link();
+    let (listener, address) = server();
+    let mut client = rig.connect(address);
+    let (mut served, _) = listener.accept().unwrap();
+    let sent = pattern(3, 8 << 20);
+    let upload = {
+        let sent = sent.clone();
+        spawn(move || client.write_all(&sent).unwrap())
+    };
+    let mut got = vec![0; 1 << 20];
+    served.read_exact(&mut got).unwrap();
+    cutter.shutdown(Shutdown::Both).unwrap();
+    loop {
+        match rig.a.requests.blocking_recv().unwrap() {
+            Request::LinkBroken { link_id, .. } if link_id == rig.links => break,
+            _ => {}
+        }
+    }
+    rig.link();
+    served.read_to_end(&mut got).unwrap();
+    assert!(got == sent);
+    upload.join().unwrap();
+}
+
+#[test]
+fn streams_are_reset_when_the_peer_is_gone() {
+    let mut rig = Rig::new();
+    let (listener, address) = server();
+    let mut client = rig.connect(address);
+    let (_served, _) = listener.accept().unwrap();
+    assert!(rig.a.mailbox.push(Command::PeerGone { peer: "b".into() }).is_ok());
+    let error = client.read(&mut [0; 1]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}

@@ -1,0 +1,161 @@
+//! Opens sockets: to where a client wanted to go, and to the pod's own application on behalf of a
+//! client far away.
+
+use super::error::SidecarError;
+
+use super::{Marks, Options};
+use crate::handoff::{DialFailure, normalised};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+
+/// The other end of a relay may vanish without a word, and the client's own keepalives end here.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(300))
+    .with_interval(Duration::from_secs(15))
+    .with_retries(8);
+
+/// Tells at start what would fail at every connection otherwise.
+pub(super) fn check_privileges(marks: Marks) -> Result<(), SidecarError> {
+    let probe = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))
+        .map_err(SidecarError::Socket)?;
+    let denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+    match set_mark(&probe, marks.passthrough) {
+        Err(error) if denied(&error) => return Err(SidecarError::NoMark),
+        other => other.map_err(SidecarError::Socket)?,
+    }
+    match set_transparent(&probe, marks, "127.0.0.1:1".parse().expect("an address")) {
+        Err(error) if denied(&error) => Err(SidecarError::NoTransparent),
+        other => other.map_err(SidecarError::Socket),
+    }
+}
+
+/// Connects to where the client wanted to go, from the address that the client has.
+pub(super) async fn to_original(
+    options: &Options,
+    src: SocketAddr,
+    dst: SocketAddr,
+) -> io::Result<TcpStream> {
+    let socket = new_socket(dst)?;
+    set_mark(&socket, options.marks.passthrough)?;
+    socket.set_tcp_keepalive(&KEEPALIVE)?;
+    if src.is_ipv4() == dst.is_ipv4() && !src.ip().is_loopback() {
+        rdmesh_sys::sockopt::set_bind_address_no_port(&socket, true)?;
+        // A pod with several addresses keeps the one that it chose. Failing that, any will do.
+        let _ = socket.bind(&without_port(src).into());
+    }
+    connect(socket, dst, options.connect_timeout).await
+}
+
+/// Connects to the pod's application at `dst` as `src`. See [`may_deliver`].
+pub(super) async fn to_application(
+    options: &Options,
+    src: SocketAddr,
+    dst: SocketAddr,
+    time_max: Duration,
+) -> Result<OwnedFd, DialFailure> {
+    let (src, dst) = (normalised(src), normalised(dst));
+    let time_max = time_max.min(options.connect_timeout);
+    let mut opened = deliver(options.marks, src, dst, time_max).await;
+    // The client may be in this very pod (a service that leads back to it), where its port is
+    // taken by itself; or an old connection of the same port waits for its end. The address is
+    // what matters, so another port does.
+    if matches!(&opened, Err(error) if port_is_taken(error)) {
+        opened = deliver(options.marks, without_port(src), dst, time_max).await;
+    }
+    let stream = opened.map_err(|error| failure(&error))?;
+    Ok(OwnedFd::from(stream.into_std().map_err(|_| DialFailure::Internal)?))
+}
+
+/// Only the application itself is reached, as from outside: the node proxy may be wrong about
+/// addresses, and what listens on loopback counts on not being reachable.
+pub(super) fn may_deliver(listen_port: u16, src: SocketAddr, dst: SocketAddr) -> bool {
+    let (src, dst) = (normalised(src), normalised(dst));
+    let ordinary = |ip: IpAddr| !ip.is_loopback() && !ip.is_unspecified() && !ip.is_multicast();
+    src.is_ipv4() == dst.is_ipv4()
+        && ordinary(src.ip())
+        && ordinary(dst.ip())
+        && src.port() != 0
+        && dst.port() != 0
+        && dst.port() != listen_port
+        && is_own_address(dst)
+}
+
+/// Whether the address belongs to this network namespace. A socket without special rights can be
+/// bound to such addresses alone.
+pub(super) fn is_own_address(address: SocketAddr) -> bool {
+    UdpSocket::bind(without_port(address)).is_ok()
+}
+
+async fn deliver(
+    marks: Marks,
+    src: SocketAddr,
+    dst: SocketAddr,
+    time_max: Duration,
+) -> io::Result<TcpStream> {
+    let socket = new_socket(dst)?;
+    set_mark(&socket, marks.delivery)?;
+    set_transparent(&socket, marks, dst)?;
+    // One client port may have connections to several ports of this pod.
+    socket.set_reuse_address(true)?;
+    if src.port() == 0 {
+        rdmesh_sys::sockopt::set_bind_address_no_port(&socket, true)?;
+    }
+    socket.bind(&src.into())?;
+    connect(socket, dst, time_max).await
+}
+
+fn new_socket(dst: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(dst), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_tcp_nodelay(true)?;
+    Ok(socket)
+}
+
+fn set_mark(socket: &Socket, mark: u32) -> io::Result<()> {
+    if mark == 0 { Ok(()) } else { socket.set_mark(mark) }
+}
+
+fn set_transparent(socket: &Socket, marks: Marks, family: SocketAddr) -> io::Result<()> {
+    match family {
+        _ if marks.delivery == 0 => Ok(()),
+        SocketAddr::V4(_) => socket.set_ip_transparent_v4(true),
+        SocketAddr::V6(_) => socket.set_ip_transparent_v6(true),
+    }
+}
+
+async fn connect(socket: Socket, dst: SocketAddr, time_max: Duration) -> io::Result<TcpStream> {
+    let socket = TcpSocket::from_std_stream(socket.into());
+    match timeout(time_max, socket.connect(dst)).await {
+        Ok(connected) => connected,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+fn without_port(mut address: SocketAddr) -> SocketAddr {
+    address.set_port(0);
+    address
+}
+
+fn port_is_taken(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
+}
+
+fn failure(error: &io::Error) -> DialFailure {
+    if error.kind() == io::ErrorKind::TimedOut {
+        return DialFailure::Timeout;
+    }
+    match Errno::from_io_error(error) {
+        Some(Errno::CONNREFUSED | Errno::CONNRESET) => DialFailure::Refused,
+        Some(Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::NETDOWN | Errno::HOSTDOWN) => {
+            DialFailure::Unreachable
+        }
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => DialFailure::Limits,
+        _ => DialFailure::Internal,
+    }
+}

@@ -1,0 +1,106 @@
+//! Idempotence, change of config, clean-up.
+
+use crate::lab::*;
+use rdmesh_config::Capture;
+use rdmesh_proxy::capture;
+
+fn full_config() -> Capture {
+    Capture {
+        include_outbound_cidrs: ["10.0.0.0/8", "fd00::/8"].map(|net| net.parse().unwrap()).to_vec(),
+        exclude_outbound_cidrs: ["10.9.0.0/16", "10.9.1.0/24", "fd00:9::/32", "240.0.0.0/4"]
+            .map(|net| net.parse().unwrap())
+            .to_vec(),
+        include_outbound_ports: vec![80, 443],
+        exclude_outbound_ports: vec![22],
+        ..Capture::default()
+    }
+}
+
+/// A world where others have rules, routes and a table as well.
+fn shared_world() -> World {
+    let world = World::new();
+    world.pod.run(|| {
+        sh("ip rule add fwmark 5 lookup 157 priority 157");
+        sh("ip -6 rule add fwmark 5 lookup 157 priority 157");
+        sh("ip route add 203.0.113.0/24 via 10.77.0.1 table 157");
+        sh("nft add table inet other");
+        sh("nft add table ip rdmesh");
+    });
+    world
+}
+
+#[test]
+fn a_person_can_read_the_table() {
+    let pod = Netns::new();
+    pod.run(|| capture::apply(&full_config(), 15701)).unwrap();
+    let table = pod.run(|| sh("nft --stateless list table inet rdmesh"));
+    assert_eq!(table, include_str!("table.nft"));
+}
+
+#[test]
+fn running_twice_leaves_the_same_state() {
+    let world = shared_world();
+    world.pod.run(|| capture::apply(&full_config(), 15701)).unwrap();
+    let once = world.pod.state();
+    world.pod.run(|| capture::apply(&full_config(), 15701)).unwrap();
+    assert_eq!(world.pod.state(), once);
+}
+
+#[test]
+fn two_at_once_do_not_disturb_each_other() {
+    let pod = Netns::new();
+    let before = pod.state();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| pod.run(|| capture::apply(&full_config(), 15701)).unwrap());
+        }
+    });
+    let after = pod.state();
+    pod.run(|| capture::apply(&full_config(), 15701)).unwrap();
+    assert_eq!(pod.state(), after);
+    pod.run(capture::cleanup).unwrap();
+    assert_eq!(pod.state(), before);
+}
+
+#[test]
+fn cleanup_restores_the_namespace_and_can_be_repeated() {
+    let world = shared_world();
+    let before = world.pod.state();
+    world.pod.run(capture::cleanup).unwrap();
+    assert_eq!(world.pod.state(), before, "nothing to clean up");
+    world.pod.run(|| capture::apply(&full_config(), 15701)).unwrap();
+    assert_ne!(world.pod.state(), before);
+    for _ in 0..2 {
+        world.pod.run(capture::cleanup).unwrap();
+        assert_eq!(world.pod.state(), before);
+    }
+}
+
+#[test]
+fn a_changed_config_leaves_nothing_of_the_old_one() {
+    let (world, fresh) = (World::new(), World::new());
+    let before = world.pod.state();
+    let old = Capture { mark: 0x51, route_table: 1_000_157, rule_priority: 90, ..full_config() };
+    world.pod.run(|| capture::apply(&old, 15701)).unwrap();
+    let changed = Capture { mark: 0x52, ..Capture::default() };
+    world.pod.run(|| capture::apply(&changed, 15702)).unwrap();
+    fresh.pod.run(|| capture::apply(&changed, 15702)).unwrap();
+    assert_eq!(world.pod.state(), fresh.pod.state());
+    world.pod.run(capture::cleanup).unwrap();
+    assert_eq!(world.pod.state(), before);
+}
+
+#[test]
+fn a_namespace_without_ipv6_gets_ipv4() {
+    let world = World::new();
+    world.pod.run(|| write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1"));
+    let before = world.pod.state();
+    let applied = world.pod.run(|| capture::apply(&full_config(), 15701)).unwrap();
+    assert!(!applied.ipv6);
+    let sidecar = world.sidecar();
+    let to = address("10.42.1.5", 80);
+    let _client = Client::default().connect(&world.pod, to).unwrap();
+    assert_eq!(original_destination(&accept(&sidecar).unwrap()), to);
+    world.pod.run(capture::cleanup).unwrap();
+    assert_eq!(world.pod.state(), before);
+}
