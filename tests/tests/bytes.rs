@@ -98,3 +98,49 @@ fn many_streams_at_once() {
     });
     assert_tunnelled(&lab, 64 * 37_003);
 }
+
+/// The ways of working that a node proxy can be configured to.
+fn variant(change: impl FnOnce(&mut rdmesh_tests::config::Node)) {
+    let plan = Plan::new().pod("a", 1).pod("b", 2);
+    let lab = rdmesh_tests::lab_with(&plan, |config| change(&mut config.node));
+    for size in [0, 1, 1_447, 65_536, 64 << 20] {
+        exchange_in(&lab, size, size, 64 << 10);
+    }
+    let mut pairs: Vec<_> = (0..16).map(|_| pair(lab.pod("a"), lab.pod("b"))).collect();
+    std::thread::scope(|scope| {
+        for (client, server) in &mut pairs {
+            scope.spawn(move || exchange(client, server, 1 << 20, 1 << 20, 10_000));
+        }
+    });
+    assert_tunnelled(&lab, 160 << 20);
+}
+
+#[test]
+fn in_plain_text() {
+    variant(|node| node.encrypt = false);
+}
+
+#[test]
+fn with_readiness_instead_of_io_uring() {
+    variant(|node| node.io = rdmesh_tests::config::Io::Readiness);
+}
+
+#[test]
+fn with_adaptive_polling() {
+    variant(|node| node.polling = rdmesh_tests::config::Polling::Adaptive);
+}
+
+#[test]
+fn with_two_workers() {
+    variant(|node| node.workers = 2);
+}
+
+#[test]
+fn with_small_windows_and_few_credits() {
+    variant(|node| {
+        node.limits.window_initial_bytes = 4 << 10;
+        node.limits.window_max_bytes = 64 << 10;
+        node.limits.lane_credits = 4;
+        node.limits.message_bytes_max = 8 << 10;
+    });
+}
