@@ -53,11 +53,14 @@ async fn run(shared: Rc<Shared>, client: Client, early: Vec<u8>) {
             return;
         }
     };
-    let dialled = tokio::select! {
-        dialled = dial::to_original(&shared.options, src, orig_dst) => dialled,
-        _ = client.ready(Interest::ERROR) => Err(io::ErrorKind::ConnectionReset.into()),
-    };
-    match dialled {
+    // Boxed: a long-lived relay need not carry the memory that its dial took.
+    let dialled = Box::pin(async {
+        tokio::select! {
+            dialled = dial::to_original(&shared.options, src, orig_dst) => dialled,
+            _ = client.ready(Interest::ERROR) => Err(io::ErrorKind::ConnectionReset.into()),
+        }
+    });
+    match dialled.await {
         Ok(server) => {
             relay(client, server, early, &shared.buffers).await;
         }

@@ -2,12 +2,16 @@
 //! direction, a reset a reset.
 //!
 //! A direction keeps bytes only while the socket it writes to is full: an idle relay holds no
-//! buffer. What it does not do: open sockets, time out, count.
+//! buffer. It waits by `poll_*_ready`, which needs less memory than a future of `readable` does.
+//! What it does not do: open sockets, time out, count.
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
 use std::io;
+use std::pin::{Pin, pin};
+use std::task::Poll;
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -60,7 +64,7 @@ impl<'a> Held<'a> {
             match try_send(to, left) {
                 Ok(n) => self.written += n,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    to.writable().await.map_err(|_| Broken)?;
+                    poll_fn(|cx| to.poll_write_ready(cx)).await.map_err(|_| Broken)?;
                 }
                 Err(_) => return Err(Broken),
             }
@@ -95,17 +99,11 @@ pub(super) async fn relay(
     buffers: &Buffers,
 ) -> Ended {
     let outcome = {
-        let up = pump(&client, &server, early, buffers);
-        let down = pump(&server, &client, Vec::new(), buffers);
-        // A direction that waits to write, or has ended, does not see that its reading side was
-        // reset; the error state of the sockets tells. The pumps come first: what arrived before
-        // the reset is passed on as long as there is room.
-        tokio::select! {
-            biased;
-            ended = async { tokio::try_join!(up, down) } => ended.map(drop),
-            _ = client.ready(Interest::ERROR) => Err(Broken),
-            _ = server.ready(Interest::ERROR) => Err(Broken),
-        }
+        let up = pin!(pump(&client, &server, early, buffers));
+        let down = pin!(pump(&server, &client, Vec::new(), buffers));
+        let client_error = pin!(client.ready(Interest::ERROR));
+        let server_error = pin!(server.ready(Interest::ERROR));
+        both([up, down], [client_error, server_error]).await
     };
     if outcome.is_ok() {
         return Ended::Closed;
@@ -113,6 +111,35 @@ pub(super) async fn relay(
     reset(client);
     reset(server);
     Ended::Reset
+}
+
+/// Ends when both pumps have, or with the first trouble.
+///
+/// A direction that waits to write, or has ended, does not see that its reading side was reset;
+/// the error state of the sockets tells. The pumps come first: what arrived before the reset is
+/// passed on as long as there is room.
+async fn both(
+    mut pumps: [Pin<&mut impl Future<Output = Result<(), Broken>>>; 2],
+    mut errors: [Pin<&mut impl Future>; 2],
+) -> Result<(), Broken> {
+    let mut ended = [false; 2];
+    poll_fn(|cx| {
+        for (pump, ended) in pumps.iter_mut().zip(&mut ended).filter(|(_, ended)| !**ended) {
+            match pump.as_mut().poll(cx) {
+                Poll::Ready(Ok(())) => *ended = true,
+                Poll::Ready(Err(broken)) => return Poll::Ready(Err(broken)),
+                Poll::Pending => {}
+            }
+        }
+        if ended == [true; 2] {
+            return Poll::Ready(Ok(()));
+        }
+        if errors.iter_mut().any(|error| error.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(Err(Broken));
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 /// Closes a socket with a reset in place of a FIN.
@@ -132,7 +159,7 @@ async fn pump(
         Held::new(early.into_boxed_slice(), buffers).write_to(to).await?;
     }
     loop {
-        from.readable().await.map_err(|_| Broken)?;
+        poll_fn(|cx| from.poll_read_ready(cx)).await.map_err(|_| Broken)?;
         match shovel(from, to, buffers)? {
             Shovelled::All => {}
             Shovelled::Rest(bytes) => Held::new(bytes, buffers).write_to(to).await?,
