@@ -22,7 +22,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-const SEEDS: u64 = 12_000;
+const SEEDS: u64 = 20_000;
 const FLOWS_MAX: usize = 40;
 const KEEPALIVE: Duration = Duration::from_millis(200);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_millis(900);
