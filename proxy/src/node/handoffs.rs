@@ -11,7 +11,7 @@ use crate::metrics::{HandoffOutcome, NodeMetrics};
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -143,16 +143,17 @@ impl Handoffs {
     }
 
     async fn hello(&self, socket: OwnedFd) -> Result<(usize, Channel), HandoffError> {
-        let mut readable = rdmesh_sys::readiness::watch(Channel::new(socket)?)?;
+        let mut channel = Channel::new(socket)?;
+        let readiness = rdmesh_sys::readiness::watch(channel.as_fd().try_clone_to_owned()?)?;
         let message = loop {
-            let mut ready = readable.readable_mut().await?;
-            match ready.get_inner_mut().recv::<ToNode>()? {
+            let mut ready = readiness.readable().await?;
+            match channel.recv::<ToNode>()? {
                 Some((message, None)) => break message,
                 Some((_, Some(_))) => return Err(HandoffError::UnexpectedFd),
                 None => ready.clear_ready(),
             }
         };
-        let mut channel = readable.into_inner();
+        drop(readiness);
         let workers = self.mailboxes.len();
         let reason = match message {
             ToNode::Hello { version, .. } if version != handoff::VERSION => RejectReason::Version,
