@@ -191,6 +191,8 @@ fn fifteen_thousand_idle_streams() {
             let active = active.sum("rdmesh_streams_active", &[]);
             let rss = node.with_process(|process| process.rss_bytes()).expect("running");
             eprintln!("{}: {active} streams, {} KiB resident", node.name, rss >> 10);
+            let metrics = lab.node_metrics(node.number).expect("metrics");
+            eprintln!("passed through: {}", metrics.show("rdmesh_passthrough_total"));
             assert!(active >= count as f64, "{} has {active} streams", node.name);
         }
     }
@@ -272,6 +274,7 @@ fn a_hundred_thousand_short_connections_leave_nothing() {
     }
     let settled = |lab: &Lab| footprint(lab).active.iter().all(|active| *active == 0.0);
     eventually(PATIENCE, "the first connections end", || settled(&lab));
+    assert_tunnelled(&lab, 2_000);
     let (before, rss_before) = (footprint(&lab), node_rss(&lab));
     let started = Instant::now();
     churn(a, b, CONNECTIONS - 2_000);
