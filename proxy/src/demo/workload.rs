@@ -95,6 +95,9 @@ pub fn nginx(lab: &Lab, pod: &Pod, big_bytes: u64) -> Result<Process> {
     std::fs::write(dir.join("www/small"), vec![b'x'; 1024]).context("write nginx's file")?;
     let big = std::fs::File::create(dir.join("www/big")).context("create nginx's file")?;
     big.set_len(big_bytes).context("size nginx's file")?;
+    // Into the page cache, lest the first download be slower than all others.
+    let mut cached = std::fs::File::open(dir.join("www/big")).context("open nginx's file")?;
+    std::io::copy(&mut cached, &mut std::io::sink()).context("read nginx's file")?;
     let root = dir.display();
     let config = format!(
         "daemon off;\nworker_processes 1;\nuser root;\npid {root}/pid;\nerror_log {root}/error.log;\n\

@@ -72,10 +72,10 @@ impl Metrics {
         self.samples.iter().any(|s| s.name == name)
     }
 
-    /// All series of `name` as text, for messages.
+    /// The series of `name` that are not 0 as text, for messages.
     pub fn show(&self, name: &str) -> String {
         let mut lines: Vec<String> = Vec::new();
-        for s in self.samples.iter().filter(|s| s.name == name) {
+        for s in self.samples.iter().filter(|s| s.name == name && s.value != 0.0) {
             lines.push(format!("{:?} {}", s.labels, s.value));
         }
         lines.join("; ")
