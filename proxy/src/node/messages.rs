@@ -73,6 +73,7 @@ impl UnavailableReason {
 }
 
 /// Control thread to worker.
+#[derive(Debug)]
 pub enum Command {
     /// A link for a lane, also unasked when the peer wanted it. If the lane still has an older
     /// link this one replaces it: close the old one without reporting it as broken.

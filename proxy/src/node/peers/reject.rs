@@ -56,6 +56,12 @@ impl Rejections {
         true
     }
 
+    /// Every reason with its count.
+    #[cfg(test)]
+    pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        RejectReason::ALL.iter().map(|reason| (reason.as_str(), self.count(*reason)))
+    }
+
     #[must_use]
     pub fn count(&self, reason: RejectReason) -> u64 {
         self.metrics.peer_rejected_count(reason)

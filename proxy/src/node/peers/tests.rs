@@ -38,6 +38,7 @@ impl World {
 
     fn options(&self, node: &str) -> Options {
         Options {
+            metrics: Arc::default(),
             node: node.to_owned(),
             listen: "127.0.0.1:0".parse().expect("address"),
             encrypt: true,

@@ -18,8 +18,10 @@ use std::thread::{JoinHandle, spawn};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-const CLIENT_POD: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 1);
-const SERVER_POD: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+const CLIENT_POD: Ipv4Addr = Ipv4Addr::new(127, 86, 0, 1);
+const SERVER_POD: Ipv4Addr = Ipv4Addr::new(127, 86, 0, 2);
+
+const PATIENCE: Duration = Duration::from_secs(20);
 
 struct End {
     mailbox: Mailbox<Command>,
@@ -108,8 +110,15 @@ struct Rig {
 
 fn connected() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind((CLIENT_POD, 0)).unwrap();
-    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    (near, listener.accept().unwrap().0)
+    let near = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    near.bind(&SocketAddr::from((CLIENT_POD, 0)).into()).unwrap();
+    near.connect(&listener.local_addr().unwrap().into()).unwrap();
+    let near = TcpStream::from(near);
+    let far = listener.accept().unwrap().0;
+    for end in [&near, &far] {
+        end.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+    (near, far)
 }
 
 /// Waits until the channel has a message.
@@ -119,7 +128,9 @@ fn receive(channel: &mut Channel) -> Option<(ToSidecar, Option<OwnedFd>)> {
             Ok(Some(message)) => return Some(message),
             Ok(None) => {
                 let fd = channel.as_fd();
-                poll(&mut [PollFd::new(&fd, PollFlags::IN)], None).unwrap();
+                let patience = rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 };
+                let ready = poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&patience)).unwrap();
+                assert!(ready > 0 || std::thread::panicking(), "the worker said nothing");
             }
             Err(HandoffError::Closed) => return None,
             Err(error) => panic!("{error}"),
