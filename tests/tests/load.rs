@@ -186,6 +186,8 @@ fn fifteen_thousand_idle_streams() {
         echo(stream, u8::try_from(number % 251).expect("small"));
     }
     if !direct() {
+        let dials = lab.sidecar_metrics(b).expect("metrics").show("rdmesh_sidecar_dials_total");
+        eprintln!("deliveries: {dials}");
         for node in lab.nodes() {
             let active = lab.node_metrics(node.number).expect("metrics");
             let active = active.sum("rdmesh_streams_active", &[]);
@@ -193,6 +195,7 @@ fn fifteen_thousand_idle_streams() {
             eprintln!("{}: {active} streams, {} KiB resident", node.name, rss >> 10);
             let metrics = lab.node_metrics(node.number).expect("metrics");
             eprintln!("passed through: {}", metrics.show("rdmesh_passthrough_total"));
+            eprintln!("refused: {}", metrics.show("rdmesh_streams_total"));
             assert!(active >= count as f64, "{} has {active} streams", node.name);
         }
     }
