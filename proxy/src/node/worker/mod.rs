@@ -20,7 +20,7 @@ mod tests;
 use crate::directory::Snapshot;
 use arc_swap::ArcSwap;
 use crate::metrics::{NodeMetrics, SlabState, WorkerMetrics};
-use crate::mux::{Budget, LaneConfig};
+use crate::mux::{self, Budget, LaneConfig};
 use crate::node::messages::{Command, Mailbox, NodeName, Request};
 use crate::node::status::WorkerStatus;
 use engine::{Engine, Event, Token};
@@ -37,6 +37,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stream::Stream;
+
+/// At least the header of one DATA frame.
+const FRAME_BYTES: usize = 16;
 
 /// What a worker is made from; everything else it makes in its own thread.
 pub struct Setup {
@@ -61,6 +64,9 @@ struct Worker {
     engine: Engine,
     arena: Arena,
     receive_slab: Slab,
+    /// Most bytes of one read: what fits one message beside its headers, so that a bulk stream
+    /// leaves no crumbs for the next.
+    read_bytes_max: usize,
     budget: Rc<Budget>,
     lane_config: LaneConfig,
     streams: Slots<Stream>,
@@ -120,6 +126,7 @@ impl Worker {
             engine,
             arena: Arena::new(slab),
             receive_slab,
+            read_bytes_max: message_bytes.saturating_sub(mux::HEADER_BYTES + FRAME_BYTES).max(1),
             budget: Rc::new(Budget::new(budget_bytes)),
             lane_config,
             streams: Slots::new(),

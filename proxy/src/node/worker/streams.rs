@@ -78,7 +78,7 @@ impl Worker {
             }
             return;
         }
-        let mut max = slot.mux.writable(stream.id);
+        let mut max = slot.mux.writable(stream.id).min(self.read_bytes_max);
         if stream.early.is_some() {
             max = max.min(EARLY_BYTES_MAX - stream.early_bytes);
         }
