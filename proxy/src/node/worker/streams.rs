@@ -14,6 +14,8 @@ use tracing::debug;
 /// What may be read before the far side has answered: it must fit one handoff message, should the
 /// connection go back to its sidecar.
 const EARLY_BYTES_MAX: usize = 32 << 10;
+/// Enough for one write of the link, little enough to stay in the cache.
+const READS_PER_TURN: usize = 4;
 
 impl Worker {
     pub(super) fn stream_event(&mut self, key: Key, event: Event) {
@@ -49,13 +51,16 @@ impl Worker {
         }
     }
 
-    /// Gives every listed stream one read; who has more goes to the end of the list.
+    /// Gives every listed stream a few reads in turn, so that a bulk stream fills several messages
+    /// before the link is written to; who has more stays listed.
     pub(super) fn read_streams(&mut self) {
-        for _ in 0..self.to_read.len() {
-            let Some(key) = self.to_read.pop_front() else { return };
-            if let Some(stream) = self.streams.get_mut(key) {
-                stream.queued = false;
-                self.read_stream(key);
+        for _ in 0..READS_PER_TURN {
+            for _ in 0..self.to_read.len() {
+                let Some(key) = self.to_read.pop_front() else { return };
+                if let Some(stream) = self.streams.get_mut(key) {
+                    stream.queued = false;
+                    self.read_stream(key);
+                }
             }
         }
     }
