@@ -102,9 +102,25 @@ pub fn assert_tunnelled(lab: &Lab, bytes: u64) {
         assert!(carried >= bytes, "n{node} carried {carried} stream bytes, expected {bytes}");
     }
     for pod in lab.pods().iter().filter(|pod| pod.meshed) {
-        let metrics = lab.sidecar_metrics(pod).expect("metrics of a sidecar");
+        let metrics = lab.sidecar_metrics(pod);
+        let metrics = metrics.unwrap_or_else(|e| panic!("metrics of {}'s sidecar: {e:#}", pod.name));
         let passed = metrics.sum("rdmesh_passthrough_total", &[]);
         let show = metrics.show("rdmesh_passthrough_total");
+        if passed != 0.0 {
+            print_logs(lab);
+        }
         assert!(passed == 0.0, "{} let {passed} connections pass through: {show}", pod.name);
+    }
+}
+
+/// The logs of all processes of the mesh, for the output of a test that fails.
+pub fn print_logs(lab: &Lab) {
+    for node in lab.nodes() {
+        let log = node.with_process(|process| process.log()).unwrap_or_default();
+        eprintln!("--- {}:\n{}", node.name, process::tail(&log));
+    }
+    for pod in lab.pods().iter().filter(|pod| pod.meshed) {
+        let log = pod.with_sidecar(|process| process.log()).unwrap_or_default();
+        eprintln!("--- sidecar of {}:\n{}", pod.name, process::tail(&log));
     }
 }

@@ -65,6 +65,25 @@ fn the_same_source_port_again_after_a_close() {
     }
 }
 
+/// A client may use one port of its own towards many servers: the connections differ by the
+/// other end.
+#[test]
+#[ignore = "the capture's NAT gives the second connection another source port"]
+fn one_source_port_to_two_servers() {
+    let lab = two_pods();
+    let (a, b) = (lab.pod("a"), lab.pod("b"));
+    let from = SocketAddr::new(a.ip(false), 40_300);
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let listener = b.listen();
+        let to = SocketAddr::new(b.ip(false), listener.local_addr().expect("local").port());
+        let client = a.dial_from(from, to).expect("connect");
+        let (server, seen) = accept(&listener).expect("accept");
+        assert_eq!(seen, from);
+        held.push((client, server));
+    }
+}
+
 #[test]
 fn many_clients_are_told_apart() {
     let lab = lab(&Plan::new().pod("a", 1).pod("c", 1).pod("d", 2).pod("b", 2));

@@ -172,7 +172,7 @@ fn a_broken_file_changes_nothing() {
         eventually(PATIENCE, "the fault is counted", || reloads(&lab, "invalid") > before);
         assert_eq!(who_answers(a, vip()), "b");
     }
-    publish_and_wait(&lab, &[(b.v4.into(), true), (b.v4.into(), false)]);
+    publish_and_wait(&lab, &[(b.v4.into(), true), (lab.pod("c").v4.into(), false)]);
     assert_eq!(who_answers(a, vip()), "b");
 }
 

@@ -6,7 +6,7 @@ use crate::demo::show;
 use anyhow::{Context, Result};
 use clap::ArgAction;
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, Copy, clap::Args)]
 pub struct Args {
     /// Leave the two nodes up afterwards, and print commands to look around
     #[arg(long)]

@@ -10,6 +10,8 @@ use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::ops::RangeInclusive;
+use std::sync::OnceLock;
 use std::time::Duration;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
@@ -52,6 +54,9 @@ pub(super) async fn to_original(
     connect(socket, dst, options.connect_timeout).await
 }
 
+/// A port is rarely taken twice in a row.
+const OTHER_PORTS_TRIED: u32 = 8;
+
 /// Connects to the pod's application at `dst` as `src`. See [`may_deliver`].
 pub(super) async fn to_application(
     options: &Options,
@@ -61,12 +66,19 @@ pub(super) async fn to_application(
 ) -> Result<OwnedFd, DialFailure> {
     let (src, dst) = (normalised(src), normalised(dst));
     let time_max = time_max.min(options.connect_timeout);
-    let mut opened = deliver(options.marks, src, dst, time_max).await;
-    // The client may be in this very pod (a service that leads back to it), where its port is
-    // taken by itself; or an old connection of the same port waits for its end. The address is
-    // what matters, so another port does.
+    let mut opened = deliver(options.marks, src, dst, Port::AtConnect, time_max).await;
     if matches!(&opened, Err(error) if port_is_taken(error)) {
-        opened = deliver(options.marks, without_port(src), dst, time_max).await;
+        opened = deliver(options.marks, src, dst, Port::AtBind, time_max).await;
+    }
+    // The client may be in this very pod (a service that leads back to it), where its port is
+    // taken by itself; or the application listens on a port of the same number. The address is
+    // what matters, so another port does. The kernel's own choice would pass over every port that
+    // a delivery was bound to in the last minute, so that it is made here.
+    for _ in 0..OTHER_PORTS_TRIED {
+        if !matches!(&opened, Err(error) if port_is_taken(error)) {
+            break;
+        }
+        opened = deliver(options.marks, other_port(src), dst, Port::AtConnect, time_max).await;
     }
     let stream = opened.map_err(|error| failure(&error))?;
     Ok(OwnedFd::from(stream.into_std().map_err(|_| DialFailure::Internal)?))
@@ -92,10 +104,23 @@ pub(super) fn is_own_address(address: SocketAddr) -> bool {
     UdpSocket::bind(without_port(address)).is_ok()
 }
 
+/// When a delivery takes the client's port.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Port {
+    /// The port's number stays free for the connections that the application makes itself, also in
+    /// the minute in which the kernel remembers this one after its end. Needs Linux 6.3 and a port
+    /// of the range for outgoing connections; without them it is [`Port::AtBind`].
+    AtConnect,
+    /// An explicit bind: while it lasts, and a minute longer, no connect of this pod chooses this
+    /// number. Several thousand clients a minute then leave the application none.
+    AtBind,
+}
+
 async fn deliver(
     marks: Marks,
     src: SocketAddr,
     dst: SocketAddr,
+    port: Port,
     time_max: Duration,
 ) -> io::Result<TcpStream> {
     let socket = new_socket(dst)?;
@@ -104,11 +129,33 @@ async fn deliver(
     spare_congestion_control(&socket);
     // One client port may have connections to several ports of this pod.
     socket.set_reuse_address(true)?;
-    if src.port() == 0 {
+    let chosen = port == Port::AtConnect
+        && outgoing_ports().contains(&src.port())
+        && rdmesh_sys::sockopt::set_local_port_range(&socket, src.port(), src.port()).is_ok();
+    if chosen {
         rdmesh_sys::sockopt::set_bind_address_no_port(&socket, true)?;
+        socket.bind(&without_port(src).into())?;
+    } else {
+        socket.bind(&src.into())?;
     }
-    socket.bind(&src.into())?;
-    connect(socket, dst, time_max).await
+    let stream = connect(socket, dst, time_max).await?;
+    // Somebody changed the range for outgoing connections meanwhile.
+    if chosen && stream.local_addr()?.port() != src.port() {
+        return Err(io::ErrorKind::AddrInUse.into());
+    }
+    Ok(stream)
+}
+
+/// The ports that this network namespace takes for outgoing connections; none when it is unknown.
+fn outgoing_ports() -> RangeInclusive<u16> {
+    static PORTS: OnceLock<RangeInclusive<u16>> = OnceLock::new();
+    let read = || {
+        let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+        let mut ports = text.split_whitespace().map(|port| port.parse::<u16>().ok());
+        Some(ports.next()??..=ports.next()??)
+    };
+    #[allow(clippy::reversed_empty_ranges)] // on purpose: it contains nothing
+    PORTS.get_or_init(|| read().unwrap_or(1..=0)).clone()
 }
 
 fn new_socket(dst: SocketAddr) -> io::Result<Socket> {
@@ -149,6 +196,15 @@ async fn connect(socket: Socket, dst: SocketAddr, time_max: Duration) -> io::Res
 
 fn without_port(mut address: SocketAddr) -> SocketAddr {
     address.set_port(0);
+    address
+}
+
+/// The same address with a random port from where clients' ports usually are.
+fn other_port(mut address: SocketAddr) -> SocketAddr {
+    const FIRST: u16 = 32_768;
+    const COUNT: u32 = 28_232;
+    let random = getrandom::u32().unwrap_or_else(|_| u32::from(address.port())) % COUNT;
+    address.set_port(FIRST.saturating_add(u16::try_from(random).unwrap_or(0)));
     address
 }
 

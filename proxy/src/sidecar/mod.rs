@@ -43,6 +43,9 @@ use tokio::time::{sleep, timeout};
 
 /// Dials to the application at the same time.
 const DIALS_MAX: usize = 1024;
+/// Dials under way and those that wait for their turn. A burst is read from the channel faster
+/// than it is dialled; to refuse it would send its connections past the mesh.
+const DIALS_WAITING_MAX: usize = 16_384;
 /// How long to wait when no descriptor is left for the next connection.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
@@ -123,7 +126,8 @@ struct Shared {
     buffers: Buffers,
     load: Rc<Load>,
     connections: Arc<Semaphore>,
-    dials: Arc<Semaphore>,
+    dials: Semaphore,
+    dials_waiting: Arc<Semaphore>,
 }
 
 impl Shared {
@@ -165,7 +169,8 @@ impl Sidecar {
             buffers: Buffers::new(),
             load: Rc::default(),
             connections,
-            dials: Arc::new(Semaphore::new(DIALS_MAX)),
+            dials: Semaphore::new(DIALS_MAX),
+            dials_waiting: Arc::new(Semaphore::new(DIALS_WAITING_MAX)),
         });
         Ok(Self { listener, shared })
     }

@@ -16,6 +16,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 /// Messages handled before others get their turn.
 const BATCH: usize = 64;
@@ -219,13 +220,18 @@ impl Session {
         time_max: Duration,
     ) {
         let refused = if (shared.pod.may_deliver)(src, dst) {
-            match std::sync::Arc::clone(&shared.dials).try_acquire_owned() {
-                Ok(permit) => {
+            match std::sync::Arc::clone(&shared.dials_waiting).try_acquire_owned() {
+                Ok(place) => {
                     let (session, shared) = (Rc::clone(self), Rc::clone(shared));
                     tokio::task::spawn_local(async move {
-                        let _permit = permit;
-                        let opened = dial::to_application(&shared.options, src, dst, time_max);
-                        session.answer_dial(&shared, id, opened.await);
+                        let _place = place;
+                        let opened = match timeout(time_max, shared.dials.acquire()).await {
+                            Ok(Ok(_turn)) => {
+                                dial::to_application(&shared.options, src, dst, time_max).await
+                            }
+                            _ => Err(DialFailure::Limits),
+                        };
+                        session.answer_dial(&shared, id, opened);
                     });
                     return;
                 }

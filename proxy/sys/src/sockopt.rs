@@ -11,13 +11,26 @@ use std::io;
 /// # Errors
 /// What `setsockopt` says.
 pub fn set_bind_address_no_port(fd: impl AsFd, on: bool) -> io::Result<()> {
-    let value = libc::c_int::from(on);
+    set_ip_option(fd, libc::IP_BIND_ADDRESS_NO_PORT, u32::from(on))
+}
+
+/// `IP_LOCAL_PORT_RANGE` (Linux 6.3): from which ports a connect chooses. It narrows the
+/// namespace's own range: what lies outside of that has no effect. Holds for IPv6 sockets too.
+///
+/// # Errors
+/// `ENOPROTOOPT` where the kernel does not know it.
+pub fn set_local_port_range(fd: impl AsFd, first: u16, last: u16) -> io::Result<()> {
+    const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
+    set_ip_option(fd, IP_LOCAL_PORT_RANGE, u32::from(last) << 16 | u32::from(first))
+}
+
+fn set_ip_option(fd: impl AsFd, option: libc::c_int, value: u32) -> io::Result<()> {
     // SAFETY: `value` lives through the call and its size is told; the descriptor is borrowed.
     let result = unsafe {
         libc::setsockopt(
             fd.as_fd().as_raw_fd(),
             libc::IPPROTO_IP,
-            libc::IP_BIND_ADDRESS_NO_PORT,
+            option,
             (&raw const value).cast(),
             size_of_val(&value) as libc::socklen_t,
         )
@@ -41,6 +54,35 @@ mod tests {
             bind(&socket, &address.parse::<SocketAddr>().unwrap()).unwrap();
             let bound = SocketAddr::try_from(getsockname(&socket).unwrap()).unwrap();
             assert_eq!(bound.port(), 0);
+        }
+    }
+
+    #[test]
+    fn a_connect_takes_the_port_of_a_range_of_one() {
+        use rustix::net::{connect, listen};
+        for (family, address) in
+            [(AddressFamily::INET, "127.0.0.1:0"), (AddressFamily::INET6, "[::1]:0")]
+        {
+            let any = address.parse::<SocketAddr>().unwrap();
+            let listener = socket(family, SocketType::STREAM, None).unwrap();
+            bind(&listener, &any).unwrap();
+            listen(&listener, 4).unwrap();
+            let to = SocketAddr::try_from(getsockname(&listener).unwrap()).unwrap();
+            // Some port of the namespace's range, free a moment ago.
+            let probe = socket(family, SocketType::STREAM, None).unwrap();
+            bind(&probe, &any).unwrap();
+            let free = SocketAddr::try_from(getsockname(&probe).unwrap()).unwrap().port();
+            drop(probe);
+            let client = socket(family, SocketType::STREAM, None).unwrap();
+            set_bind_address_no_port(&client, true).unwrap();
+            match set_local_port_range(&client, free, free) {
+                Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => return,
+                result => result.unwrap(),
+            }
+            bind(&client, &any).unwrap();
+            connect(&client, &to).unwrap();
+            let own = SocketAddr::try_from(getsockname(&client).unwrap()).unwrap();
+            assert_eq!(own.port(), free);
         }
     }
 }

@@ -190,7 +190,9 @@ impl Lab {
         let mut config = mesh.node_configs.get(&node.number).unwrap_or(&mesh.config).clone();
         let own_directory = mesh.node_directories.contains_key(&node.number);
         drop(mesh);
-        config.node.name.clone_from(&node.name);
+        if config.node.name.is_empty() {
+            config.node.name.clone_from(&node.name);
+        }
         config.node.pods_dir = self.pods_dir(node.number);
         config.node.directory.file =
             if own_directory { self.directory_path_of(node.number) } else { self.directory_path() };
