@@ -81,7 +81,14 @@ pub(super) enum Read {
 }
 
 impl Stream {
-    pub(super) fn new(lane: Key, id: StreamId, pod: Key, role: Role, fabric: FabricKind, now: Instant) -> Self {
+    pub(super) fn new(
+        lane: Key,
+        id: StreamId,
+        pod: Key,
+        role: Role,
+        fabric: FabricKind,
+        now: Instant,
+    ) -> Self {
         Self {
             socket: None,
             lane,
@@ -189,10 +196,6 @@ impl Stream {
                 *chunk = Chunk::Copied(payload.as_ref().into(), 0);
             }
         }
-    }
-
-    pub(super) fn out_is_empty(&self) -> bool {
-        self.out.is_empty()
     }
 
     /// Passes the peer's FIN on once everything before it was written.
