@@ -38,7 +38,6 @@ pub fn needs_mesh(test: &str) -> bool {
 
 /// Keeps the other tests of the same file away from the machine: for those that measure times and
 /// rates, and those that fill it by themselves. Cargo runs the files one after the other.
-#[must_use]
 pub fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)

@@ -327,7 +327,7 @@ impl Worker {
             E::Incoming { id, open } => self.incoming(key, id, open),
             E::Opened { id } => self.on_stream(key, id, Self::stream_opened),
             E::Refused { id, reason } => {
-                self.on_stream(key, id, |w, s| w.stream_refused(s, reason))
+                self.on_stream(key, id, |w, s| w.stream_refused(s, reason));
             }
             E::Data { id, payload } => self.on_stream(key, id, |w, s| w.stream_data(s, payload)),
             E::Fin { id } => self.on_stream(key, id, Self::stream_fin),
@@ -335,7 +335,7 @@ impl Worker {
             E::Writable { id } => self.on_stream(key, id, Self::read_later),
             E::Closed { id } => self.on_stream(key, id, Self::stream_closed),
             E::LinkDead { reason } => {
-                self.link_broken(key, FailoverReason::Keepalive, reason.as_str().to_owned())
+                self.link_broken(key, FailoverReason::Keepalive, reason.as_str().to_owned());
             }
             E::Lost { reason } => self.lane_lost(key, reason.as_str()),
             E::Goaway => {
@@ -409,7 +409,7 @@ impl Worker {
         let late = slot.waiting.iter().take_while(|waiting| waiting.deadline <= now).count();
         let late: Vec<_> = slot.waiting.drain(..late).collect();
         for open in late {
-            self.pass_back(open, PassthroughReason::PeerUnavailable);
+            self.pass_back(&open, PassthroughReason::PeerUnavailable);
         }
         self.serve(key);
         self.serve_lanes();

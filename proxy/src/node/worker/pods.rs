@@ -156,7 +156,7 @@ impl Worker {
     fn pod_message(&mut self, key: Key, message: ToNode, socket: Option<OwnedFd>) {
         match (message, socket) {
             (ToNode::Open { id, orig_dst, .. }, Some(socket)) => {
-                self.handed_over(key, id, orig_dst, socket)
+                self.handed_over(key, id, orig_dst, socket);
             }
             (ToNode::Dialed { id }, Some(socket)) => self.dialed(key, id, socket),
             (ToNode::DialFailed { id, reason }, None) => self.dial_failed(key, id, reason),
@@ -226,15 +226,15 @@ impl Worker {
     fn open_or_wait(&mut self, lane: Key, open: Waiting) {
         let Some(slot) = self.lanes.get_mut(lane) else { return };
         if slot.draining {
-            self.pass_back(open, PassthroughReason::Draining);
+            self.pass_back(&open, PassthroughReason::Draining);
         } else if slot.attached {
             self.metrics.handoff(HandoffOutcome::Mesh);
             self.open_stream(lane, open);
         } else if !slot.streams.is_empty() && !matches!(slot.carrier, Carrier::Link(_)) {
             // The lane has lost its link: a new connection need not wait for the next one.
-            self.pass_back(open, PassthroughReason::PeerUnavailable);
+            self.pass_back(&open, PassthroughReason::PeerUnavailable);
         } else if slot.waiting.len() >= WAITING_MAX {
-            self.pass_back(open, PassthroughReason::Limits);
+            self.pass_back(&open, PassthroughReason::Limits);
         } else {
             slot.waiting.push_back(open);
             self.want_link(lane);
@@ -257,14 +257,14 @@ impl Worker {
         self.tell(key, &message, None);
     }
 
-    pub(super) fn pass_back(&mut self, open: Waiting, reason: PassthroughReason) {
+    pub(super) fn pass_back(&mut self, open: &Waiting, reason: PassthroughReason) {
         self.pass_through(open.pod, open.handoff_id, reason);
     }
 
     pub(super) fn pass_waiting(&mut self, lane: Key, reason: PassthroughReason) {
         let Some(slot) = self.lanes.get_mut(lane) else { return };
         for open in std::mem::take(&mut slot.waiting) {
-            self.pass_back(open, reason);
+            self.pass_back(&open, reason);
         }
     }
 

@@ -200,12 +200,14 @@ impl Stream {
 
     /// Passes the peer's FIN on once everything before it was written.
     pub(super) fn finish_write(&mut self) {
-        if self.fin_received && !self.write_done && self.out.is_empty() {
-            if let Some(socket) = &self.socket {
-                // Fails only on a socket that is already dead; the next read tells.
-                let _ = rustix::net::shutdown(socket, Shutdown::Write);
-                self.write_done = true;
-            }
+        if self.fin_received
+            && !self.write_done
+            && self.out.is_empty()
+            && let Some(socket) = &self.socket
+        {
+            // Fails only on a socket that is already dead; the next read tells.
+            let _ = rustix::net::shutdown(socket, Shutdown::Write);
+            self.write_done = true;
         }
     }
 

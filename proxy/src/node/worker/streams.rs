@@ -198,7 +198,7 @@ impl Worker {
             Ok(id) => id,
             Err(error) => {
                 debug!(%error, "stream not opened");
-                self.pass_back(open, PassthroughReason::Limits);
+                self.pass_back(&open, PassthroughReason::Limits);
                 return;
             }
         };
