@@ -102,7 +102,8 @@ pub fn assert_tunnelled(lab: &Lab, bytes: u64) {
     }
     for pod in lab.pods().iter().filter(|pod| pod.meshed) {
         let metrics = lab.sidecar_metrics(pod);
-        let metrics = metrics.unwrap_or_else(|e| panic!("metrics of {}'s sidecar: {e:#}", pod.name));
+        let metrics =
+            metrics.unwrap_or_else(|e| panic!("metrics of {}'s sidecar: {e:#}", pod.name));
         let passed = metrics.sum("rdmesh_passthrough_total", &[]);
         let show = metrics.show("rdmesh_passthrough_total");
         if passed != 0.0 {

@@ -50,6 +50,7 @@ fn listen_at(address: SocketAddr) -> io::Result<Socket> {
     socket.set_reuse_address(true)?;
     // Accepted sockets inherit it.
     socket.set_tcp_nodelay(true)?;
+    super::dial::spare_congestion_control(&socket);
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

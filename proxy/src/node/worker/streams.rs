@@ -14,6 +14,8 @@ use tracing::debug;
 /// What may be read before the far side has answered: it must fit one handoff message, should the
 /// connection go back to its sidecar.
 const EARLY_BYTES_MAX: usize = 32 << 10;
+/// Enough for one write of the link, little enough to stay in the cache.
+const READS_PER_TURN: usize = 4;
 
 impl Worker {
     pub(super) fn stream_event(&mut self, key: Key, event: Event) {
@@ -49,13 +51,16 @@ impl Worker {
         }
     }
 
-    /// Gives every listed stream one read; who has more goes to the end of the list.
+    /// Gives every listed stream a few reads in turn, so that a bulk stream fills several messages
+    /// before the link is written to; who has more stays listed.
     pub(super) fn read_streams(&mut self) {
-        for _ in 0..self.to_read.len() {
-            let Some(key) = self.to_read.pop_front() else { return };
-            if let Some(stream) = self.streams.get_mut(key) {
-                stream.queued = false;
-                self.read_stream(key);
+        for _ in 0..READS_PER_TURN {
+            for _ in 0..self.to_read.len() {
+                let Some(key) = self.to_read.pop_front() else { return };
+                if let Some(stream) = self.streams.get_mut(key) {
+                    stream.queued = false;
+                    self.read_stream(key);
+                }
             }
         }
     }
@@ -78,7 +83,7 @@ impl Worker {
             }
             return;
         }
-        let mut max = slot.mux.writable(stream.id);
+        let mut max = slot.mux.writable(stream.id).min(self.read_bytes_max);
         if stream.early.is_some() {
             max = max.min(EARLY_BYTES_MAX - stream.early_bytes);
         }
@@ -193,7 +198,7 @@ impl Worker {
             Ok(id) => id,
             Err(error) => {
                 debug!(%error, "stream not opened");
-                self.pass_back(open, PassthroughReason::Limits);
+                self.pass_back(&open, PassthroughReason::Limits);
                 return;
             }
         };
@@ -254,7 +259,8 @@ impl Worker {
     pub(super) fn socket_opened(&mut self, key: Key, socket: std::os::fd::OwnedFd) {
         let Some(stream) = self.streams.get_mut(key) else {
             // The client is gone: so is this connection, by a reset.
-            let _ = socket2::SockRef::from(&socket.as_fd()).set_linger(Some(std::time::Duration::ZERO));
+            let _ =
+                socket2::SockRef::from(&socket.as_fd()).set_linger(Some(std::time::Duration::ZERO));
             return;
         };
         stream.socket = Some(socket);
