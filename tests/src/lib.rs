@@ -38,7 +38,6 @@ pub fn needs_mesh(test: &str) -> bool {
 
 /// Keeps the other tests of the same file away from the machine: for those that measure times and
 /// rates, and those that fill it by themselves. Cargo runs the files one after the other.
-#[must_use]
 pub fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -103,7 +102,8 @@ pub fn assert_tunnelled(lab: &Lab, bytes: u64) {
     }
     for pod in lab.pods().iter().filter(|pod| pod.meshed) {
         let metrics = lab.sidecar_metrics(pod);
-        let metrics = metrics.unwrap_or_else(|e| panic!("metrics of {}'s sidecar: {e:#}", pod.name));
+        let metrics =
+            metrics.unwrap_or_else(|e| panic!("metrics of {}'s sidecar: {e:#}", pod.name));
         let passed = metrics.sum("rdmesh_passthrough_total", &[]);
         let show = metrics.show("rdmesh_passthrough_total");
         if passed != 0.0 {

@@ -31,11 +31,8 @@ impl Pattern {
             rest = tail;
             at += take as u64;
         }
-        let mut index = at / WORD as u64;
-        for chunk in rest.chunks_mut(WORD) {
-            let word = self.word(index);
-            chunk.copy_from_slice(&word[..chunk.len()]);
-            index += 1;
+        for (index, chunk) in (at / WORD as u64..).zip(rest.chunks_mut(WORD)) {
+            chunk.copy_from_slice(&self.word(index)[..chunk.len()]);
         }
     }
 

@@ -1,7 +1,7 @@
 //! Every byte arrives, once and in its place, whatever the sizes of writes and payloads.
 
 use rdmesh_tests::sockets::pair_of;
-use rdmesh_tests::{Lab, Pattern, Plan, assert_tunnelled, lab, pair, two_pods};
+use rdmesh_tests::{Lab, Pattern, Plan, assert_tunnelled, direct, lab, pair, two_pods};
 use std::net::{Shutdown, TcpStream};
 
 /// Sends `up` and `down` at once, each in writes of `step` bytes, and checks both.
@@ -100,7 +100,7 @@ fn many_streams_at_once() {
 }
 
 /// The ways of working that a node proxy can be configured to.
-fn variant(change: impl FnOnce(&mut rdmesh_tests::config::Node)) {
+fn variant(change: impl FnOnce(&mut rdmesh_tests::config::Node)) -> Lab {
     let plan = Plan::new().pod("a", 1).pod("b", 2);
     let lab = rdmesh_tests::lab_with(&plan, |config| change(&mut config.node));
     for size in [0, 1, 1_447, 65_536, 64 << 20] {
@@ -113,11 +113,47 @@ fn variant(change: impl FnOnce(&mut rdmesh_tests::config::Node)) {
         }
     });
     assert_tunnelled(&lab, 160 << 20);
+    lab
 }
 
 #[test]
 fn in_plain_text() {
     variant(|node| node.encrypt = false);
+}
+
+/// A kernel setting that comes back when this is dropped.
+struct Setting {
+    path: &'static str,
+    before: String,
+}
+
+impl Setting {
+    fn set(path: &'static str, value: &str) -> Self {
+        let before = std::fs::read_to_string(path).expect("read the setting");
+        std::fs::write(path, value).expect("change the setting");
+        Self { path, before }
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        std::fs::write(self.path, &self.before).expect("put the setting back");
+    }
+}
+
+#[test]
+fn with_io_uring_and_where_the_host_refuses_it() {
+    let uring = |node: &mut rdmesh_tests::config::Node| node.io = rdmesh_tests::config::Io::Uring;
+    let log = |lab: &Lab| lab.node(1).with_process(|process| process.log()).expect("a log");
+    if direct() {
+        return drop(variant(uring));
+    }
+    let refused = "io_uring is refused";
+    let lab = variant(uring);
+    assert!(log(&lab).contains("I/O by io_uring"), "{}", log(&lab));
+    let _off = Setting::set("/proc/sys/kernel/io_uring_disabled", "2");
+    let lab = variant(uring);
+    assert!(log(&lab).contains(refused), "{}", log(&lab));
 }
 
 #[test]

@@ -13,8 +13,9 @@ pub struct Args {
 /// # Errors
 /// With what is wrong in the configuration or missing on this machine.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let config = Config::load(&args.config)?;
-    config.check_node(&args.config.display().to_string())?;
+    let Args { config: path } = args;
+    let config = Config::load(&path)?;
+    config.check_node(&path.display().to_string())?;
     super::start_logging(&config.log)?;
     crate::node::run(config)
 }

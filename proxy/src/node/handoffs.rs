@@ -89,7 +89,10 @@ impl Handoffs {
             match listen(&path) {
                 Ok(listener) => {
                     let task = tokio::spawn(Arc::clone(&self).accept(Arc::clone(pod), listener));
-                    listening.insert(Arc::clone(&pod.uid), Listening { task, directory, pod: Arc::clone(pod) });
+                    listening.insert(
+                        Arc::clone(&pod.uid),
+                        Listening { task, directory, pod: Arc::clone(pod) },
+                    );
                 }
                 Err(error) => {
                     debug!(%error, path = %path.display(), "no handoff socket for the pod yet");
@@ -128,7 +131,10 @@ impl Handoffs {
             Ok(Ok((worker, channel))) => {
                 let command = Command::Handoff { pod: Arc::clone(pod), channel };
                 if self.mailboxes[worker].push(command).is_err() {
-                    warn!(pod = &*pod.name, worker, "worker takes no sidecar now; it will come again");
+                    warn!(
+                        pod = &*pod.name,
+                        worker, "worker takes no sidecar now; it will come again"
+                    );
                 }
             }
             Ok(Err(error)) => {

@@ -71,7 +71,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (requests, requested) = mpsc::channel::<Request>(REQUESTS_MAX);
     let options = peers::Options { metrics: Arc::clone(&metrics), ..peers::Options::from(node) };
     let known = directory.handle();
-    let resolve: peers::Resolve = Arc::new(move |name| known.load().node(name).map(|node| node.address));
+    let resolve: peers::Resolve =
+        Arc::new(move |name| known.load().node(name).map(|node| node.address));
     let peers = Peers::start(options, resolve, mailboxes.clone(), requested).await?;
     let admin_listener = admin::bind("node.admin", node.admin)?;
 
@@ -141,8 +142,12 @@ fn spawn_worker(
             let end = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker::run(setup)));
             let error = match end {
                 Ok(Ok(())) => return,
-                Ok(Err(error)) => anyhow::Error::from(error).context(format!("worker {index} failed")),
-                Err(_) => anyhow::anyhow!("worker {index} panicked: a defect, please report it with the log"),
+                Ok(Err(error)) => {
+                    anyhow::Error::from(error).context(format!("worker {index} failed"))
+                }
+                Err(_) => anyhow::anyhow!(
+                    "worker {index} panicked: a defect, please report it with the log"
+                ),
             };
             // Nobody listens any more only when the process is ending.
             let _ = failed.blocking_send(error);
@@ -229,12 +234,13 @@ async fn node_status(shared: &Shared) -> status::NodeStatus {
 fn routes(shared: &Arc<Shared>, registry: Registry) -> Routes {
     let ready = Arc::clone(shared);
     let status = Arc::clone(shared);
-    Routes::new(registry)
-        .ready(move || ready.ready.load(Ordering::Relaxed))
-        .json("/status", move || {
+    Routes::new(registry).ready(move || ready.ready.load(Ordering::Relaxed)).json(
+        "/status",
+        move || {
             let shared = Arc::clone(&status);
             async move { node_status(&shared).await }
-        })
+        },
+    )
 }
 
 /// Sockets are the proxy's business: it takes as many descriptors as it may.

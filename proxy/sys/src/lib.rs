@@ -7,3 +7,4 @@ pub mod nft;
 pub mod readiness;
 pub mod slab;
 pub mod sockopt;
+pub mod uring;

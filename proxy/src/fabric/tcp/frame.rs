@@ -41,7 +41,11 @@ impl Framer {
     }
 
     /// Counts `n` bytes as read and appends the messages that are complete now.
-    pub(super) fn filled(&mut self, n: usize, messages: &mut Vec<Payload>) -> Result<(), ProtocolError> {
+    pub(super) fn filled(
+        &mut self,
+        n: usize,
+        messages: &mut Vec<Payload>,
+    ) -> Result<(), ProtocolError> {
         let Some(buffer) = &mut self.buffer else { return Ok(()) };
         buffer.advance(n);
         let all = buffer.slice(self.start, buffer.filled());

@@ -87,7 +87,9 @@ impl TcpLink {
         while !self.queue.is_empty() {
             let mut slices = Vec::with_capacity(IO_SLICES_MAX);
             for posted in &self.queue {
-                if slices.len() + 1 + posted.message.tails.len() > IO_SLICES_MAX && !slices.is_empty() {
+                if slices.len() + 1 + posted.message.tails.len() > IO_SLICES_MAX
+                    && !slices.is_empty()
+                {
                     break;
                 }
                 posted.slices(&mut slices);
@@ -175,7 +177,12 @@ impl Link for TcpLink {
 fn send(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<Option<usize>> {
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
     loop {
-        match rustix::net::sendmsg(socket, slices, &mut rustix::net::SendAncillaryBuffer::default(), flags) {
+        match rustix::net::sendmsg(
+            socket,
+            slices,
+            &mut rustix::net::SendAncillaryBuffer::default(),
+            flags,
+        ) {
             Ok(n) => return Ok(Some(n)),
             Err(Errno::AGAIN) => return Ok(None),
             Err(Errno::INTR) => {}

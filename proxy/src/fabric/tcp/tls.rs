@@ -49,7 +49,11 @@ impl Session {
     }
 
     /// Decrypts into `space`: `None` when nothing is there, `Some(0)` at the orderly end.
-    pub(super) fn read_from(&mut self, socket: &TcpStream, space: &mut [u8]) -> Result<Option<usize>, Broken> {
+    pub(super) fn read_from(
+        &mut self,
+        socket: &TcpStream,
+        space: &mut [u8],
+    ) -> Result<Option<usize>, Broken> {
         let mut total = 0;
         while total < space.len() {
             match self.connection.reader().read(&mut space[total..]) {

@@ -29,8 +29,8 @@ pub use status::{LaneStatus, PeerStatus};
 pub use tls::{TlsError, TlsFiles};
 
 use self::manager::{Event, Manager, Registry};
-use crate::metrics::NodeMetrics;
 use super::messages::{Command, Mailbox, NodeName, Request};
+use crate::metrics::NodeMetrics;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

@@ -1,11 +1,14 @@
-//! How a worker learns that a descriptor can be read or written: epoll, edge-triggered.
+//! How a worker learns that a descriptor can be read or written: epoll, edge-triggered. With a
+//! ring the worker sleeps in tokio-uring's runtime, and the epoll set is one poll of that ring.
 //!
 //! What it does not do: read or write.
 
 use super::slots::{GENERATION_MASK, Key};
+use rdmesh_sys::uring;
 use rustix::event::{Timespec, epoll};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Duration;
 
 const EVENTS_PER_TURN: usize = 256;
@@ -55,40 +58,72 @@ pub(super) struct Event {
     pub error: bool,
 }
 
+type Sleep = tokio_uring::InFlightOneshot<Rc<OwnedFd>, uring::Readiness>;
+
 pub(super) struct Engine {
-    epoll: OwnedFd,
+    epoll: Rc<OwnedFd>,
+    /// Whether the worker runs in tokio-uring's runtime.
+    ring: bool,
+    /// The poll of the epoll set that is still in the ring.
+    sleep: Option<Sleep>,
     buffer: Vec<epoll::Event>,
 }
 
 impl Engine {
-    pub(super) fn new() -> io::Result<Self> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        Ok(Self { epoll, buffer: Vec::with_capacity(EVENTS_PER_TURN) })
+    pub(super) fn new(ring: bool) -> io::Result<Self> {
+        let epoll = Rc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
+        Ok(Self { epoll, ring, sleep: None, buffer: Vec::with_capacity(EVENTS_PER_TURN) })
     }
 
     pub(super) fn add(&self, descriptor: impl AsFd, token: Token) -> io::Result<()> {
         use epoll::EventFlags as F;
         let data = epoll::EventData::new_u64(token.encode());
-        Ok(epoll::add(&self.epoll, descriptor, data, F::IN | F::OUT | F::RDHUP | F::ET)?)
+        Ok(epoll::add(&*self.epoll, descriptor, data, F::IN | F::OUT | F::RDHUP | F::ET)?)
     }
 
     /// Must come before the descriptor is closed: a copy elsewhere (a sidecar's) would keep the
     /// registration alive.
     pub(super) fn remove(&self, descriptor: impl AsFd) {
-        if let Err(error) = epoll::delete(&self.epoll, descriptor) {
+        if let Err(error) = epoll::delete(&*self.epoll, descriptor) {
             tracing::debug!(%error, "descriptor was not registered");
         }
     }
 
     /// Waits for events, at most `timeout` (`None`: without end), and appends them to `events`.
-    pub(super) fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
+    pub(super) async fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+        events: &mut Vec<Event>,
+    ) -> io::Result<()> {
+        if self.ring && timeout != Some(Duration::ZERO) {
+            self.sleep(timeout).await?;
+            return self.poll(Some(Duration::ZERO), events);
+        }
+        self.poll(timeout, events)
+    }
+
+    async fn sleep(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let epoll = &self.epoll;
+        let sleep = self.sleep.get_or_insert_with(|| uring::readable(Rc::clone(epoll)));
+        let woken = match timeout {
+            None => sleep.await,
+            Some(time) => match tokio::time::timeout(time, sleep).await {
+                Ok(woken) => woken,
+                Err(_) => return Ok(()),
+            },
+        };
+        self.sleep = None;
+        woken
+    }
+
+    fn poll(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
         let timeout = timeout.map(|time| Timespec {
             tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: time.subsec_nanos().into(),
         });
         self.buffer.clear();
         let spare = rustix::buffer::spare_capacity(&mut self.buffer);
-        match epoll::wait(&self.epoll, spare, timeout.as_ref()) {
+        match epoll::wait(&*self.epoll, spare, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }

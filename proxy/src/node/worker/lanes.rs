@@ -102,7 +102,14 @@ impl Worker {
         if again {
             slot.failovers += 1;
         }
-        info!(peer = &*slot.peer, lane = number, fabric = slot.fabric.as_str(), encrypted, again, "link up");
+        info!(
+            peer = &*slot.peer,
+            lane = number,
+            fabric = slot.fabric.as_str(),
+            encrypted,
+            again,
+            "link up"
+        );
         self.serve(key);
     }
 
@@ -147,7 +154,12 @@ impl Worker {
         for key in self.lanes_of(peer) {
             self.drop_link(key);
             let Some(slot) = self.lanes.get_mut(key) else { continue };
-            debug!(peer = &**peer, lane = slot.number, streams = slot.streams.len(), "peer is gone");
+            debug!(
+                peer = &**peer,
+                lane = slot.number,
+                streams = slot.streams.len(),
+                "peer is gone"
+            );
             slot.mux.abandon(self.now);
             slot.carrier = Carrier::None;
             self.pass_waiting(key, PassthroughReason::PeerUnavailable);
@@ -255,7 +267,9 @@ impl Worker {
                 let mut result = Ok(());
                 loop {
                     while link.has_room() {
-                        let Some(message) = slot.mux.poll_transmit(self.now, &mut keep) else { break };
+                        let Some(message) = slot.mux.poll_transmit(self.now, &mut keep) else {
+                            break;
+                        };
                         link.post_send(message);
                         sent += 1;
                     }
@@ -290,7 +304,8 @@ impl Worker {
         self.metrics.messages(Direction::Sent, slot.fabric, messages.len() as u64);
         self.metrics.messages(Direction::Received, slot.fabric, messages.len() as u64);
         for message in messages {
-            if let Err(error) = slot.mux.on_parts(message.head, message.tails.into_iter(), self.now) {
+            if let Err(error) = slot.mux.on_parts(message.head, message.tails.into_iter(), self.now)
+            {
                 warn!(%error, "the same-node lane spoke wrongly to itself");
             }
             slot.mux.grant(1);
@@ -311,13 +326,17 @@ impl Worker {
             E::Attached { resumed } => self.attached(key, resumed),
             E::Incoming { id, open } => self.incoming(key, id, open),
             E::Opened { id } => self.on_stream(key, id, Self::stream_opened),
-            E::Refused { id, reason } => self.on_stream(key, id, |w, s| w.stream_refused(s, reason)),
+            E::Refused { id, reason } => {
+                self.on_stream(key, id, |w, s| w.stream_refused(s, reason));
+            }
             E::Data { id, payload } => self.on_stream(key, id, |w, s| w.stream_data(s, payload)),
             E::Fin { id } => self.on_stream(key, id, Self::stream_fin),
             E::Reset { id, reason } => self.on_stream(key, id, |w, s| w.stream_reset(s, reason)),
             E::Writable { id } => self.on_stream(key, id, Self::read_later),
             E::Closed { id } => self.on_stream(key, id, Self::stream_closed),
-            E::LinkDead { reason } => self.link_broken(key, FailoverReason::Keepalive, reason.as_str().to_owned()),
+            E::LinkDead { reason } => {
+                self.link_broken(key, FailoverReason::Keepalive, reason.as_str().to_owned());
+            }
             E::Lost { reason } => self.lane_lost(key, reason.as_str()),
             E::Goaway => {
                 if let Some(slot) = self.lanes.get_mut(key) {
@@ -355,7 +374,8 @@ impl Worker {
         warn!(peer = &*slot.peer, lane = slot.number, reason, "lane lost, its streams were reset");
         if !matches!(slot.carrier, Carrier::Link(_)) {
             slot.carrier = Carrier::None;
-            let request = Request::LaneIdle { peer: NodeName::clone(&slot.peer), lane: slot.number };
+            let request =
+                Request::LaneIdle { peer: NodeName::clone(&slot.peer), lane: slot.number };
             self.request(request);
         }
         self.pass_waiting(key, PassthroughReason::LaneLost);
@@ -366,7 +386,8 @@ impl Worker {
         let Some(slot) = self.lanes.get_mut(key) else { return };
         if matches!(slot.carrier, Carrier::None) {
             slot.carrier = Carrier::Requested;
-            let request = Request::NeedLane { peer: NodeName::clone(&slot.peer), lane: slot.number };
+            let request =
+                Request::NeedLane { peer: NodeName::clone(&slot.peer), lane: slot.number };
             self.request(request);
         }
     }
@@ -388,7 +409,7 @@ impl Worker {
         let late = slot.waiting.iter().take_while(|waiting| waiting.deadline <= now).count();
         let late: Vec<_> = slot.waiting.drain(..late).collect();
         for open in late {
-            self.pass_back(open, PassthroughReason::PeerUnavailable);
+            self.pass_back(&open, PassthroughReason::PeerUnavailable);
         }
         self.serve(key);
         self.serve_lanes();

@@ -26,7 +26,8 @@ impl Arena {
 
     /// A writer with room for a read, or `None` when data has used up its share.
     pub(super) fn for_read(&mut self) -> Option<&mut BufMut> {
-        let roomy = self.current.as_ref().is_some_and(|buffer| buffer.spare_bytes() >= READ_BYTES_MIN);
+        let roomy =
+            self.current.as_ref().is_some_and(|buffer| buffer.spare_bytes() >= READ_BYTES_MIN);
         if !roomy {
             if self.slab.buffers_free() <= self.reserve {
                 return None;
@@ -74,6 +75,8 @@ mod tests {
         let mut arena = Arena::new(Slab::new(2, READ_BYTES_MIN).unwrap());
         let slices: Vec<_> = (0..8u8).filter_map(|i| arena.keep(&[i; 100])).collect();
         assert_eq!(arena.slab().buffers_free(), 1);
-        assert!(slices.iter().enumerate().all(|(i, slice)| slice.iter().all(|b| usize::from(*b) == i)));
+        assert!(
+            slices.iter().enumerate().all(|(i, slice)| slice.iter().all(|b| usize::from(*b) == i))
+        );
     }
 }

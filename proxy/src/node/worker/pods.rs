@@ -7,7 +7,9 @@ use super::lane::{Carrier, WAITING_MAX, Waiting};
 use super::slots::Key;
 use super::stream::Stream;
 use crate::directory::{Decision, Pod};
-use crate::handoff::{self, Channel, DialFailure, HandoffError, ToNode, ToSidecar, check_stream_socket};
+use crate::handoff::{
+    self, Channel, DialFailure, HandoffError, ToNode, ToSidecar, check_stream_socket,
+};
 use crate::metrics::{HandoffOutcome, Outcome, PassthroughReason, PeerRejected, Role};
 use crate::mux::{Open, RefuseReason, StreamId};
 use crate::node::messages::NodeName;
@@ -52,7 +54,13 @@ impl Worker {
         let key = match self.pod_keys.get(&uid) {
             Some(key) => *key,
             None => {
-                let slot = PodSlot { pod: Arc::clone(&pod), channel: None, streams: 0, dials: HashMap::new(), warned: false };
+                let slot = PodSlot {
+                    pod: Arc::clone(&pod),
+                    channel: None,
+                    streams: 0,
+                    dials: HashMap::new(),
+                    warned: false,
+                };
                 let key = self.pods.insert(slot);
                 self.pod_keys.insert(uid, key);
                 key
@@ -147,7 +155,9 @@ impl Worker {
 
     fn pod_message(&mut self, key: Key, message: ToNode, socket: Option<OwnedFd>) {
         match (message, socket) {
-            (ToNode::Open { id, orig_dst, .. }, Some(socket)) => self.handed_over(key, id, orig_dst, socket),
+            (ToNode::Open { id, orig_dst, .. }, Some(socket)) => {
+                self.handed_over(key, id, orig_dst, socket);
+            }
             (ToNode::Dialed { id }, Some(socket)) => self.dialed(key, id, socket),
             (ToNode::DialFailed { id, reason }, None) => self.dial_failed(key, id, reason),
             // A second HELLO, or a descriptor where none belongs (which the channel refuses).
@@ -172,7 +182,10 @@ impl Worker {
         let src = match check_stream_socket(&socket) {
             Ok(ends) if pod.has_address(ends.peer.ip()) => ends.peer,
             Ok(ends) => {
-                self.distrust(key, &format!("a connection from {}, which is not its own", ends.peer));
+                self.distrust(
+                    key,
+                    &format!("a connection from {}, which is not its own", ends.peer),
+                );
                 self.deny(key, id, HandoffOutcome::BadSource);
                 return;
             }
@@ -213,15 +226,15 @@ impl Worker {
     fn open_or_wait(&mut self, lane: Key, open: Waiting) {
         let Some(slot) = self.lanes.get_mut(lane) else { return };
         if slot.draining {
-            self.pass_back(open, PassthroughReason::Draining);
+            self.pass_back(&open, PassthroughReason::Draining);
         } else if slot.attached {
             self.metrics.handoff(HandoffOutcome::Mesh);
             self.open_stream(lane, open);
         } else if !slot.streams.is_empty() && !matches!(slot.carrier, Carrier::Link(_)) {
             // The lane has lost its link: a new connection need not wait for the next one.
-            self.pass_back(open, PassthroughReason::PeerUnavailable);
+            self.pass_back(&open, PassthroughReason::PeerUnavailable);
         } else if slot.waiting.len() >= WAITING_MAX {
-            self.pass_back(open, PassthroughReason::Limits);
+            self.pass_back(&open, PassthroughReason::Limits);
         } else {
             slot.waiting.push_back(open);
             self.want_link(lane);
@@ -239,18 +252,19 @@ impl Worker {
     fn pass_through(&mut self, key: Key, id: u32, reason: PassthroughReason) {
         self.metrics.passthrough(reason);
         self.metrics.handoff(HandoffOutcome::Passthrough);
-        let message = ToSidecar::Passthrough { id, reason: handoff_reason(reason), early: Vec::new() };
+        let message =
+            ToSidecar::Passthrough { id, reason: handoff_reason(reason), early: Vec::new() };
         self.tell(key, &message, None);
     }
 
-    pub(super) fn pass_back(&mut self, open: Waiting, reason: PassthroughReason) {
+    pub(super) fn pass_back(&mut self, open: &Waiting, reason: PassthroughReason) {
         self.pass_through(open.pod, open.handoff_id, reason);
     }
 
     pub(super) fn pass_waiting(&mut self, lane: Key, reason: PassthroughReason) {
         let Some(slot) = self.lanes.get_mut(lane) else { return };
         for open in std::mem::take(&mut slot.waiting) {
-            self.pass_back(open, reason);
+            self.pass_back(&open, reason);
         }
     }
 
@@ -304,7 +318,11 @@ impl Worker {
             && !slot.warned
         {
             slot.warned = true;
-            warn!(pod = &*slot.pod.name, uid = &*slot.pod.uid, "sidecar handed over {what}; refused");
+            warn!(
+                pod = &*slot.pod.name,
+                uid = &*slot.pod.uid,
+                "sidecar handed over {what}; refused"
+            );
         }
     }
 
@@ -327,7 +345,8 @@ impl Worker {
         }
         let key = *self.pod_keys.get(&pod.uid).ok_or(RefuseReason::NoSidecar)?;
         drop(snapshot);
-        let slot = self.pods.get(key).filter(|slot| slot.connected()).ok_or(RefuseReason::NoSidecar)?;
+        let slot =
+            self.pods.get(key).filter(|slot| slot.connected()).ok_or(RefuseReason::NoSidecar)?;
         let limits = &self.config.limits;
         let workers = self.config.workers.max(1);
         if slot.streams >= limits.streams_per_pod_max / workers {

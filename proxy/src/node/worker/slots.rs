@@ -26,7 +26,8 @@ impl<T> Slots<T> {
             entry.1 = Some(value);
             return Key { index, generation: entry.0 };
         }
-        let index = u32::try_from(self.entries.len()).expect("limits keep tables below 2^32 entries");
+        let index =
+            u32::try_from(self.entries.len()).expect("limits keep tables below 2^32 entries");
         self.entries.push((0, Some(value)));
         Key { index, generation: 0 }
     }

@@ -81,7 +81,14 @@ pub(super) enum Read {
 }
 
 impl Stream {
-    pub(super) fn new(lane: Key, id: StreamId, pod: Key, role: Role, fabric: FabricKind, now: Instant) -> Self {
+    pub(super) fn new(
+        lane: Key,
+        id: StreamId,
+        pod: Key,
+        role: Role,
+        fabric: FabricKind,
+        now: Instant,
+    ) -> Self {
         Self {
             socket: None,
             lane,
@@ -191,18 +198,16 @@ impl Stream {
         }
     }
 
-    pub(super) fn out_is_empty(&self) -> bool {
-        self.out.is_empty()
-    }
-
     /// Passes the peer's FIN on once everything before it was written.
     pub(super) fn finish_write(&mut self) {
-        if self.fin_received && !self.write_done && self.out.is_empty() {
-            if let Some(socket) = &self.socket {
-                // Fails only on a socket that is already dead; the next read tells.
-                let _ = rustix::net::shutdown(socket, Shutdown::Write);
-                self.write_done = true;
-            }
+        if self.fin_received
+            && !self.write_done
+            && self.out.is_empty()
+            && let Some(socket) = &self.socket
+        {
+            // Fails only on a socket that is already dead; the next read tells.
+            let _ = rustix::net::shutdown(socket, Shutdown::Write);
+            self.write_done = true;
         }
     }
 

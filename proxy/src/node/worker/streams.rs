@@ -198,7 +198,7 @@ impl Worker {
             Ok(id) => id,
             Err(error) => {
                 debug!(%error, "stream not opened");
-                self.pass_back(open, PassthroughReason::Limits);
+                self.pass_back(&open, PassthroughReason::Limits);
                 return;
             }
         };
@@ -259,7 +259,8 @@ impl Worker {
     pub(super) fn socket_opened(&mut self, key: Key, socket: std::os::fd::OwnedFd) {
         let Some(stream) = self.streams.get_mut(key) else {
             // The client is gone: so is this connection, by a reset.
-            let _ = socket2::SockRef::from(&socket.as_fd()).set_linger(Some(std::time::Duration::ZERO));
+            let _ =
+                socket2::SockRef::from(&socket.as_fd()).set_linger(Some(std::time::Duration::ZERO));
             return;
         };
         stream.socket = Some(socket);

@@ -142,7 +142,8 @@ fn receive(channel: &mut Channel) -> Option<(ToSidecar, Option<OwnedFd>)> {
 fn serve_dials(mut channel: Channel) {
     while let Some((message, _)) = receive(&mut channel) {
         let ToSidecar::Dial { id, src, dst, .. } = message else { continue };
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let socket =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.bind(&SocketAddr::new(src.ip(), 0).into()).unwrap();
         let sent = match socket.connect(&dst.into()) {
             Ok(()) => channel.send(&ToNode::Dialed { id }, Some(socket.as_fd())),
