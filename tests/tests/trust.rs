@@ -174,18 +174,34 @@ struct Liar {
 
 impl Liar {
     fn connect(lab: &Lab) -> Self {
+        (0..100).find_map(|_| Self::try_connect(lab)).expect("the node proxy takes a sidecar")
+    }
+
+    /// The pod's true sidecar comes back whenever it is displaced, and displaces the liar.
+    fn try_connect(lab: &Lab) -> Option<Self> {
         let socket = lab.pod_dir(lab.pod("a")).join("node.sock");
         let fd = handoff::connect(socket).expect("connect to the node proxy");
         let mut liar = Self { channel: Channel::new(fd).expect("channel") };
-        liar.say(&ToNode::Hello { version: handoff::VERSION, worker: 0 }, None);
-        let welcome = liar.hear().expect("an answer to HELLO");
-        assert!(matches!(welcome, ToSidecar::Welcome { .. }), "{welcome:?}");
-        liar
+        let hello = ToNode::Hello { version: handoff::VERSION, worker: 0 };
+        liar.say(&hello, None).then(|| liar.hear()).flatten()?;
+        Some(liar)
     }
 
-    fn say(&mut self, message: &ToNode, fd: Option<BorrowedFd<'_>>) {
-        self.channel.send(message, fd).expect("send");
-        self.channel.flush().expect("flush");
+    /// Sends an `Open` for this socket, and returns the answer; `None` is a closed channel.
+    fn offer(lab: &Lab, open: &ToNode, fd: BorrowedFd<'_>) -> Option<ToSidecar> {
+        let mut attempts = 0..100;
+        loop {
+            attempts.next().expect("the liar is displaced before it can lie");
+            let mut liar = Self::connect(lab);
+            if liar.say(open, Some(fd)) {
+                return liar.hear();
+            }
+        }
+    }
+
+    /// Whether it could be sent.
+    fn say(&mut self, message: &ToNode, fd: Option<BorrowedFd<'_>>) -> bool {
+        self.channel.send(message, fd).is_ok() && self.channel.flush().is_ok()
     }
 
     /// The next message, or that the channel was closed.
@@ -216,9 +232,8 @@ fn a_sidecar_that_hands_over_another_pods_socket() {
     let (_near, theirs) = pair(c, c);
     let src = theirs.peer_addr().expect("peer");
     for claimed in [src, SocketAddr::new(a.ip(false), src.port())] {
-        let mut liar = Liar::connect(&lab);
-        liar.say(&ToNode::Open { id: 1, orig_dst, src: claimed }, Some(theirs.as_fd()));
-        let answer = liar.hear();
+        let answer =
+            Liar::offer(&lab, &ToNode::Open { id: 1, orig_dst, src: claimed }, theirs.as_fd());
         assert!(!matches!(answer, Some(ToSidecar::Taken { .. })), "{answer:?}");
     }
     accept_within(&target, Duration::from_millis(300)).expect_err("nobody arrives at the server");
@@ -244,9 +259,7 @@ fn a_sidecar_that_hands_over_what_is_no_connection() {
     let (unix, _other) = std::os::unix::net::UnixStream::pair().expect("pair");
     let bad: [BorrowedFd<'_>; 4] = [file.as_fd(), listener.as_fd(), udp.as_fd(), unix.as_fd()];
     for fd in bad {
-        let mut liar = Liar::connect(&lab);
-        liar.say(&ToNode::Open { id: 1, orig_dst, src }, Some(fd));
-        let answer = liar.hear();
+        let answer = Liar::offer(&lab, &ToNode::Open { id: 1, orig_dst, src }, fd);
         assert!(!matches!(answer, Some(ToSidecar::Taken { .. })), "{answer:?}");
     }
     // A channel full of requests that were never made.
@@ -395,9 +408,7 @@ fn another_pods_directory_is_no_way_in() {
         SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port),
         SocketAddr::new("127.0.0.2".parse().expect("valid"), port),
     ] {
-        let mut liar = Liar::connect(&lab);
-        liar.say(&ToNode::Open { id: 1, orig_dst, src }, Some(ours.as_fd()));
-        let answer = liar.hear();
+        let answer = Liar::offer(&lab, &ToNode::Open { id: 1, orig_dst, src }, ours.as_fd());
         assert!(!matches!(answer, Some(ToSidecar::Taken { .. })), "{orig_dst}: {answer:?}");
     }
     accept_within(&secret, Duration::from_millis(300)).expect_err("nobody reaches the loopback");
