@@ -14,9 +14,9 @@ use std::mem::MaybeUninit;
 use tokio::io::unix::AsyncFd;
 
 /// Most messages that wait for the other end to read.
-pub const QUEUE_MESSAGES_MAX: usize = 4096;
+pub const QUEUE_MESSAGES_MAX: usize = 32 << 10;
 /// Most bytes of waiting messages.
-pub const QUEUE_BYTES_MAX: usize = 4 << 20;
+pub const QUEUE_BYTES_MAX: usize = 16 << 20;
 
 /// One packet with the most early bytes fits with room to spare; the kernel takes less if it must.
 const SOCKET_BUFFER_BYTES: usize = 256 << 10;
@@ -172,6 +172,12 @@ impl Channel {
     /// When no descriptor is left.
     pub fn watch(&self) -> io::Result<AsyncFd<OwnedFd>> {
         rdmesh_sys::readiness::watch(self.fd.try_clone()?)
+    }
+
+    /// Messages that wait for the socket.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.queue.len()
     }
 
     #[must_use]

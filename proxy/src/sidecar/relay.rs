@@ -106,6 +106,8 @@ pub(super) async fn relay(
         both([up, down], [client_error, server_error]).await
     };
     if outcome.is_ok() {
+        // A connection that the node proxy gave back comes armed to end by a reset.
+        let _ = rustix::net::sockopt::set_socket_linger(&client, None);
         return Ended::Closed;
     }
     reset(client);

@@ -34,7 +34,7 @@ pub(super) struct Waiting {
 }
 
 /// Opens that may wait for one lane; more are passed through.
-pub(super) const WAITING_MAX: usize = 1024;
+pub(super) const WAITING_MAX: usize = 16 << 10;
 
 pub(super) struct LaneSlot {
     pub mux: Lane<Payload>,

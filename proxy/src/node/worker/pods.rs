@@ -20,6 +20,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tracing::{debug, info, warn};
 
+/// Answers that may wait for a sidecar before its messages do.
+const ANSWERS_MAX: usize = 1024;
+
 /// A socket that the sidecar was asked to open.
 pub(super) struct Dial {
     stream: Key,
@@ -113,7 +116,7 @@ impl Worker {
             self.channel_failed(key, &error);
             return;
         }
-        if event.readable || event.hangup || event.error {
+        if event.readable || event.writable || event.hangup || event.error {
             self.pod_messages(key);
         }
     }
@@ -125,6 +128,10 @@ impl Worker {
     fn pod_messages(&mut self, key: Key) {
         loop {
             let Some(channel) = self.channel(key) else { return };
+            // Each message makes an answer: a sidecar that does not take them is not read either.
+            if channel.queued() > ANSWERS_MAX {
+                return;
+            }
             match channel.recv::<ToNode>() {
                 Ok(None) => return,
                 Ok(Some((message, socket))) => self.pod_message(key, message, socket),
@@ -274,17 +281,12 @@ impl Worker {
         self.metrics.stream_ended(stream.role, stream.fabric, Outcome::Returned);
         let Some(socket) = &stream.socket else { return };
         let early = stream.early.iter().flatten().flat_map(|part| part.iter().copied()).collect();
-        if let Err(error) = stream.disarm() {
-            debug!(%error, "socket stays armed");
-        }
+        // The socket stays armed: should it never reach the sidecar, it ends by a reset.
         let id = stream.handoff_id;
         let message = ToSidecar::Passthrough { id, reason: handoff_reason(reason), early };
         if self.tell(stream.pod, &message, Some(socket)) {
             self.metrics.passthrough(reason);
             self.metrics.handoff(HandoffOutcome::Returned);
-        } else if let Err(error) = stream.arm() {
-            // Nobody takes it: it ends by a reset, so the application knows.
-            debug!(%error, "socket cannot be armed");
         }
     }
 
