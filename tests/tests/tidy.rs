@@ -320,7 +320,11 @@ fn metrics_in_documents_exist_and_all_are_told() {
         }
     }
     let readme = read("README.md");
-    for name in metrics.iter().filter(|name| !readme.contains(&format!("`{name}`"))) {
+    // The series of a histogram are told by its name.
+    let series =
+        |name: &&String| ["_bucket", "_sum", "_count"].iter().any(|end| name.ends_with(end));
+    let told = metrics.iter().filter(|name| !series(name));
+    for name in told.filter(|name| !readme.contains(&format!("`{name}`"))) {
         faults.push(format!("README.md: the metric {name} is not told"));
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
