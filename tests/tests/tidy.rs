@@ -12,7 +12,7 @@ use std::process::Command;
 const ROOMS: &[(&str, &[&str])] = &[
     ("admin", &["metrics"]),
     ("capture", &[SYS]),
-    ("cmd", &["admin", "capture", "demo", "directory", "metrics", "node", "sidecar", "trust"]),
+    ("cmd", &["admin", "capture", "demo", "metrics", "node", "sidecar", "trust"]),
     ("demo", &[]),
     ("directory", &["metrics"]),
     ("fabric", &["mux", SYS]),
@@ -166,7 +166,7 @@ fn the_table_of_rooms_is_that_of_the_architecture() {
             .find(|line| line.starts_with(&format!("| `{room}` |")))
             .unwrap_or_else(|| panic!("ARCHITECTURE.md has no row for the room {room}"));
         let told = row.trim_end_matches([' ', '|']).rsplit('|').next().unwrap_or_default();
-        for other in allowed.iter().filter(|other| *room != "cmd" && **other != "cmd") {
+        for other in allowed.iter().filter(|other| **other != "cmd") {
             let word = if *other == SYS { "`sys`" } else { other };
             assert!(
                 told.contains(word),
@@ -198,8 +198,7 @@ fn only_one_file_names_the_back_ends() {
             }
             let paths = [format!("fabric::{back_end}"), format!("super::{back_end}::")];
             let inside = file.starts_with("proxy/src/fabric/");
-            let named =
-                |line: &str| line.contains(&paths[0]) || inside && (line.contains(&paths[1]));
+            let named = |line: &str| line.contains(&paths[0]) || inside && line.contains(&paths[1]);
             if text.lines().map(code).any(named) {
                 faults.push(format!("{file} names the back end {back_end}"));
             }
@@ -320,7 +319,11 @@ fn metrics_in_documents_exist_and_all_are_told() {
         }
     }
     let readme = read("README.md");
-    for name in metrics.iter().filter(|name| !readme.contains(&format!("`{name}`"))) {
+    // The series of a histogram are told by its name.
+    let series =
+        |name: &&String| ["_bucket", "_sum", "_count"].iter().any(|end| name.ends_with(end));
+    let told = metrics.iter().filter(|name| !series(name));
+    for name in told.filter(|name| !readme.contains(&format!("`{name}`"))) {
         faults.push(format!("README.md: the metric {name} is not told"));
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
