@@ -24,6 +24,7 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     Target { name: "frames", run: frames::run, seeds: frames::seeds },
     Target { name: "handoff", run: handoff, seeds: handoff_seeds },
+    Target { name: "handshake", run: handshake, seeds: handshake_seeds },
     Target { name: "config", run: config, seeds: config_seeds },
     Target { name: "directory", run: directory, seeds: directory_seeds },
 ];
@@ -75,6 +76,33 @@ fn handoff_seeds() -> Vec<Vec<u8>> {
         }),
         encode(&ToSidecar::Dial { id: 7, src: v6, dst: v6, timeout_ms: 1000 }),
     ]
+}
+
+fn handshake(bytes: &[u8]) -> u64 {
+    behaviour(&format!(
+        "{:?}",
+        rdmesh_proxy::node::peers::wire::decode_handshake(bytes).map(|_| ())
+    ))
+}
+
+fn handshake_seeds() -> Vec<Vec<u8>> {
+    use rdmesh_proxy::node::peers::wire::{ControlHello, ControlMessage, Preamble};
+    let hello = ControlMessage::Hello(ControlHello {
+        version_min: 1,
+        version_max: 1,
+        node: "node-a".into(),
+        incarnation: 7,
+        workers: 2,
+        encrypt: true,
+        features: 0,
+        fabrics: vec!["tcp".into()],
+    });
+    [hello, ControlMessage::WantLane { lane: 3 }]
+        .iter()
+        .map(ControlMessage::encode)
+        .map(|message| [Preamble::Control.encode().to_vec(), message].concat())
+        .chain([Preamble::LinkTls.encode().to_vec()])
+        .collect()
 }
 
 fn config(bytes: &[u8]) -> u64 {
