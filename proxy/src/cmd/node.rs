@@ -17,5 +17,5 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let config = Config::load(&path)?;
     config.check_node(&path.display().to_string())?;
     super::start_logging(&config.log)?;
-    crate::node::run(config)
+    crate::node::run(config, super::stop_signal())
 }

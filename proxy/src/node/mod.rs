@@ -17,6 +17,8 @@ use anyhow::Context;
 use messages::{Command, Mailbox, Request};
 use peers::Peers;
 use rdmesh_config::Config;
+use std::future::Future;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -39,20 +41,26 @@ struct Shared {
     ready: AtomicBool,
 }
 
-/// Runs the node proxy until SIGTERM or SIGINT and a drained end.
+/// Runs the node proxy until `stop` completes, with the name of its reason, and a drained end.
 ///
 /// # Errors
 /// With what is missing to start, or when a worker fails.
-pub fn run(config: Config) -> anyhow::Result<()> {
+pub fn run(
+    config: Config,
+    stop: impl Future<Output = io::Result<&'static str>>,
+) -> anyhow::Result<()> {
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the control runtime")?;
-    runtime.block_on(serve(config))
+    runtime.block_on(serve(config, stop))
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(
+    config: Config,
+    stop: impl Future<Output = io::Result<&'static str>>,
+) -> anyhow::Result<()> {
     let node = &config.node;
     let metrics = Arc::new(NodeMetrics::new());
     let directory = Directory::open(&node.directory.file, &node.name, Arc::clone(&metrics))?;
@@ -118,7 +126,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     info!(node = node.name, listen = %node.listen, workers, encrypt = node.encrypt, "node proxy is up");
 
     tokio::select! {
-        signal = crate::cmd::stop_signal() => info!(signal = signal?, "stopping"),
+        signal = stop => info!(signal = signal?, "stopping"),
         Some(error) = failures.recv() => return Err(error),
     }
     drain(&shared).await;
