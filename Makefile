@@ -7,6 +7,7 @@ MAKEFLAGS += --no-print-directory
 
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+TOOLS := $(abspath $(TARGET_DIR))/tools/bin
 PROXY := $(TARGET_DIR)/release/rdmesh-proxy
 # Namespaces, nftables and packages need root.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -48,7 +49,8 @@ test: unit sim e2e ## Unit tests, lane simulation, end-to-end tests
 
 .PHONY: unit
 unit: setup-build ## Unit and property tests, and the tidy test
-	$(CARGO) test --locked -p rdmesh-config -p rdmesh-sys -p rdmesh-proxy -p rdmesh-fuzz -- --skip mux::sim
+	$(CARGO) test --locked -p rdmesh-config -p rdmesh-fuzz
+	$(CARGO) test --locked -p rdmesh-proxy -p rdmesh-sys --lib --bins -- --skip mux::sim
 	$(CARGO) test --locked -p rdmesh-tests --test tidy
 
 .PHONY: sim
@@ -58,18 +60,22 @@ sim: setup-build ## Lane simulation: many seeded histories in virtual time (SEED
 .PHONY: e2e
 e2e: setup-lab ## End-to-end tests: real programs and sockets in network namespaces (ARGS='--test bytes')
 	$(CARGO) build --locked -p rdmesh-proxy
+	$(if $(ARGS),,$(CARGO) test --locked $(RUN_AS_ROOT) -p rdmesh-proxy --test capture)
 	$(CARGO) test --locked $(RUN_AS_ROOT) -p rdmesh-tests $(ARGS)
 
 .PHONY: lint
-lint: setup-build ## Formatting and clippy, every warning an error
+lint: setup-build ## Formatting, clippy (every warning an error), and cargo-deny where it is installed
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@if PATH="$(TOOLS):$$PATH" command -v cargo-deny >/dev/null; \
+		then PATH="$(TOOLS):$$PATH" cargo-deny --locked check --hide-inclusion-graph bans licenses sources; \
+		else echo "NOT CHECKED: licences, sources and bans; cargo-deny is not installed (\`make deny\` does)"; fi
 
 .PHONY: deny
-deny: ## Licences, sources, bans and advisories of the dependencies (installs cargo-deny into target/)
-	@command -v cargo-deny >/dev/null || [ -x $(TARGET_DIR)/tools/bin/cargo-deny ] || \
+deny: ## All checks of cargo-deny, advisories too (installs it into target/, 2-3 minutes; needs github.com)
+	@PATH="$(TOOLS):$$PATH" command -v cargo-deny >/dev/null || \
 		$(CARGO) install --locked --root $(TARGET_DIR)/tools --target-dir $(TARGET_DIR)/tools/build cargo-deny
-	PATH="$(abspath $(TARGET_DIR))/tools/bin:$$PATH" cargo-deny --locked check
+	PATH="$(TOOLS):$$PATH" cargo-deny --locked check --hide-inclusion-graph
 
 .PHONY: fuzz
 fuzz: setup-build ## Fuzz every input that crosses a trust boundary (SECONDS=10)

@@ -23,6 +23,7 @@ pub struct Target {
 
 pub const TARGETS: &[Target] = &[
     Target { name: "frames", run: frames::run, seeds: frames::seeds },
+    Target { name: "frame", run: frame, seeds: frames::seeds },
     Target { name: "handoff", run: handoff, seeds: handoff_seeds },
     Target { name: "handshake", run: handshake, seeds: handshake_seeds },
     Target { name: "config", run: config, seeds: config_seeds },
@@ -46,6 +47,12 @@ pub(crate) fn behaviour(description: &str) -> u64 {
         byte.hash(&mut hasher);
     }
     hasher.finish()
+}
+
+/// One frame or header, decoded and encoded again.
+fn frame(bytes: &[u8]) -> u64 {
+    rdmesh_proxy::mux::fuzz::decode(bytes);
+    bytes.first().map_or(0, |kind| u64::from(*kind % 16))
 }
 
 fn handoff(bytes: &[u8]) -> u64 {

@@ -12,6 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const INPUT_BYTES_MAX: usize = 16 << 10;
@@ -114,16 +115,20 @@ fn canary(seed: u64) -> Result<(), String> {
 
 /// Number of inputs, and of those that were kept.
 fn fuzz(target: &Target, seed: u64, go_on: impl Fn(u64) -> bool) -> Result<(u64, usize), Failure> {
-    static INPUT: AtomicU64 = AtomicU64::new(0);
-    watch(&INPUT, target.name, seed);
+    let input_number = Arc::new(AtomicU64::new(1));
+    watch(Arc::downgrade(&input_number), target.name, seed);
     let mut random = Random::new(seed);
     let mut corpus: Vec<Vec<u8>> = Vec::new();
     let mut seen = HashSet::new();
     let mut seeds = (target.seeds)().into_iter();
     let mut inputs = 0;
     loop {
+        let mut keep = false;
         let input = match seeds.next() {
-            Some(seed) => seed,
+            Some(seed) => {
+                keep = true;
+                seed
+            }
             None if !go_on(inputs) => return Ok((inputs, corpus.len())),
             None => {
                 let pick = |random: &mut Random| random.below(corpus.len());
@@ -132,12 +137,12 @@ fn fuzz(target: &Target, seed: u64, go_on: impl Fn(u64) -> bool) -> Result<(u64,
             }
         };
         inputs += 1;
-        INPUT.fetch_add(1, Ordering::Relaxed);
+        input_number.fetch_add(1, Ordering::Relaxed);
         match catch_unwind(AssertUnwindSafe(|| (target.run)(&input))) {
             Err(_) => return Err(Failure { input, inputs }),
             Ok(behaviour) => {
                 let new = seen.len() < CORPUS_MAX && seen.insert(behaviour);
-                if new || corpus.is_empty() {
+                if new || keep {
                     corpus.push(input);
                 }
             }
@@ -146,13 +151,11 @@ fn fuzz(target: &Target, seed: u64, go_on: impl Fn(u64) -> bool) -> Result<(u64,
 }
 
 /// Ends the process when one input takes too long.
-fn watch(input: &'static AtomicU64, target: &'static str, seed: u64) {
-    input.store(1, Ordering::Relaxed);
+fn watch(input_number: Weak<AtomicU64>, target: &'static str, seed: u64) {
     std::thread::spawn(move || {
         let mut last = 0;
-        loop {
-            std::thread::sleep(INPUT_TIME_MAX);
-            let now = input.load(Ordering::Relaxed);
+        // Gone with the loop that counts.
+        while let Some(now) = input_number.upgrade().map(|number| number.load(Ordering::Relaxed)) {
             if now == last {
                 eprintln!(
                     "rdmesh-fuzz: {target}: input {now} hangs; again by --seed {seed} {target}"
@@ -160,6 +163,7 @@ fn watch(input: &'static AtomicU64, target: &'static str, seed: u64) {
                 std::process::exit(1);
             }
             last = now;
+            std::thread::sleep(INPUT_TIME_MAX);
         }
     });
 }

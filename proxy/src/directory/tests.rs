@@ -256,7 +256,7 @@ fn text(pods: usize) -> String {
     let mut f = file();
     f.services.clear();
     f.pods.truncate(pods);
-    serde_yaml::to_string(&f).unwrap()
+    f.to_yaml()
 }
 
 fn replace(path: &Path, text: &str) {

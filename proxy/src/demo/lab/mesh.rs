@@ -175,10 +175,10 @@ impl Lab {
 
     fn write_directory(&self) -> Result<()> {
         let mesh = lock(&self.mesh);
-        let text = serde_yaml::to_string(&mesh.directory).context("directory file")?;
+        let text = mesh.directory.to_yaml();
         write_atomically(&self.directory_path(), &text)?;
         for (node, directory) in &mesh.node_directories {
-            let text = serde_yaml::to_string(directory).context("directory file")?;
+            let text = directory.to_yaml();
             write_atomically(&self.directory_path_of(*node), &text)?;
         }
         Ok(())
@@ -216,7 +216,7 @@ impl Lab {
 
     fn write_config(&self, name: &str, config: &Config) -> Result<PathBuf> {
         let path = self.dir().join(format!("{name}.yaml"));
-        write_atomically(&path, &serde_yaml::to_string(config).context("config file")?)?;
+        write_atomically(&path, &config.to_yaml())?;
         Ok(path)
     }
 
