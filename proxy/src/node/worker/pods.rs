@@ -299,11 +299,7 @@ impl Worker {
         let Some(channel) = self.channel(key) else { return false };
         match channel.send(message, socket.map(AsFd::as_fd)) {
             Ok(()) => true,
-            Err(error) if error.is_fatal() => {
-                self.channel_failed(key, &error);
-                false
-            }
-            // A sidecar that does not read its channel: without it nothing can be told.
+            // Also when it is only full: a sidecar that does not read can be told nothing.
             Err(error) => {
                 self.channel_failed(key, &error);
                 false
