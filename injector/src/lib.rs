@@ -12,11 +12,14 @@ pub mod annotations;
 pub mod cmd;
 pub mod decision;
 pub mod diff;
+pub mod metrics;
 pub mod offline;
 pub mod patch;
 pub mod review;
+pub mod server;
 pub mod settings;
 pub mod template;
+pub mod tls;
 pub mod yaml;
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 
 mod check_config;
 mod inject;
+mod serve;
 
 use crate::template::Template;
 use clap::{Parser, Subcommand};
@@ -21,6 +22,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the admission webhook
+    Serve(serve::Args),
     /// Add capture and sidecar to the workloads of manifests, off line
     Inject(inject::Args),
     /// Check a configuration file and its template, and print what is in force
@@ -31,6 +34,7 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let result = match Arguments::parse().command {
+        Command::Serve(args) => serve::run(args),
         Command::Inject(args) => inject::run(args),
         Command::CheckConfig(args) => check_config::run(args),
     };
