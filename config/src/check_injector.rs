@@ -24,6 +24,19 @@ pub(crate) fn check(config: &Config, found: &mut Vec<Finding>) {
         let path = format!("injector.{missing}");
         found.push(finding(keys(&path), "is missing: cert and key belong together"));
     }
+    let authority = &injector.authority;
+    for (key, name) in [
+        ("namespace", &authority.namespace),
+        ("secret", &authority.secret),
+        ("service", &authority.service),
+        ("webhook", &authority.webhook),
+        ("node_account", &authority.node_account),
+    ] {
+        let may_be_empty = key == "namespace";
+        if !(is_dns_name(name) || may_be_empty && name.is_empty()) {
+            found.push(finding(keys(&format!("injector.authority.{key}")), DNS_NAME));
+        }
+    }
     let image = &injector.image;
     if image.len() > IMAGE_BYTES_MAX || image.contains(|c: char| !c.is_ascii_graphic()) {
         found.push(finding(

@@ -175,6 +175,8 @@ pub struct Injector {
     /// The serving certificate and its key, read again when they change.
     pub cert: PathBuf,
     pub key: PathBuf,
+    /// The cluster's own certificate authority. It makes the serving certificate, unless `cert` is given.
+    pub authority: Authority,
     /// Image of the injected containers.
     pub image: String,
     pub image_pull_policy: PullPolicy,
@@ -192,6 +194,22 @@ pub struct Injector {
     pub exclude_namespaces: Vec<String>,
     /// Another description of the injected containers than the built-in one.
     pub template: PathBuf,
+}
+
+/// Where the injector keeps its certificate authority, and who gets certificates of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Authority {
+    /// Of all objects here; empty: there is no authority.
+    pub namespace: String,
+    /// The Secret; it must exist and may be empty.
+    pub secret: String,
+    /// The webhook's Service: the name in the serving certificate.
+    pub service: String,
+    /// The MutatingWebhookConfiguration whose `caBundle` is kept.
+    pub webhook: String,
+    /// The service account of the node proxies.
+    pub node_account: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -324,6 +342,7 @@ impl Default for Injector {
             admin: "127.0.0.1:15792".parse().expect("valid"),
             cert: PathBuf::new(),
             key: PathBuf::new(),
+            authority: Authority::default(),
             image: String::new(),
             image_pull_policy: PullPolicy::IfNotPresent,
             native_sidecar: true,
@@ -335,6 +354,18 @@ impl Default for Injector {
             proxy_log_level: "info".into(),
             exclude_namespaces: Vec::new(),
             template: PathBuf::new(),
+        }
+    }
+}
+
+impl Default for Authority {
+    fn default() -> Self {
+        Self {
+            namespace: String::new(),
+            secret: "rdmesh-ca".into(),
+            service: "rdmesh-injector".into(),
+            webhook: "rdmesh-injector".into(),
+            node_account: "rdmesh-node".into(),
         }
     }
 }

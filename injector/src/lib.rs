@@ -2,13 +2,16 @@
 //!
 //! `decision` says whether, `annotations` what the pod wants, `template` and `patch` what is added: pure
 //! functions of pod, template and settings. `review` speaks the API server's language, `server` HTTPS,
-//! `offline` does the same to files. `cmd` wires.
+//! `offline` does the same to files. `authority` keeps the certificates of injector and node proxies. `cmd`
+//! wires.
 //!
 //! What it does not do: look at the cluster in order to decide (the API server's selectors tell what a
 //! namespace wants), or keep anything between two admissions.
 #![forbid(unsafe_code)]
 
 pub mod annotations;
+pub mod authority;
+pub mod client;
 pub mod cmd;
 pub mod decision;
 pub mod diff;

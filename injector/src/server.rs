@@ -1,9 +1,10 @@
 //! The HTTPS server that the API server calls.
 //!
 //! Bounded: connections, header and body size, large bodies at one time, the time for a handshake, a
-//! request and a connection. What it does not do: ask who calls. An admission changes nothing but its own
-//! answer, so there is nothing to protect by it.
+//! request and a connection. What it does not do: ask who calls for an admission. It changes nothing but its
+//! own answer, so there is nothing to protect by that. For a certificate the caller's token is asked.
 
+use crate::authority::{Authority, CERTIFICATE_PATH, NodeError};
 use crate::decision::Scope;
 use crate::metrics::Metrics;
 use crate::review::{Outcome, REVIEW_BYTES_MAX, review};
@@ -11,7 +12,7 @@ use crate::settings::Settings;
 use crate::template::Template;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -48,13 +49,16 @@ pub struct Webhook {
     pub template: Template,
     pub settings: Settings,
     pub metrics: Metrics,
+    /// Where node proxies get their certificates, if from here.
+    pub authority: Option<Arc<Authority>>,
     large_bodies: Semaphore,
 }
 
 impl Webhook {
     #[must_use]
     pub fn new(template: Template, settings: Settings, metrics: Metrics) -> Self {
-        Self { template, settings, metrics, large_bodies: Semaphore::new(LARGE_BODIES_MAX) }
+        let large_bodies = Semaphore::new(LARGE_BODIES_MAX);
+        Self { template, settings, metrics, authority: None, large_bodies }
     }
 }
 
@@ -142,8 +146,9 @@ async fn connection(
 
 async fn answer(request: Request<Incoming>, webhook: &Webhook) -> Answer {
     let scope = match request.uri().path() {
-        NAMESPACE_PATH => Scope::Namespace,
-        POD_PATH => Scope::Pod,
+        NAMESPACE_PATH => Some(Scope::Namespace),
+        POD_PATH => Some(Scope::Pod),
+        CERTIFICATE_PATH if webhook.authority.is_some() => None,
         _ => {
             return text(
                 StatusCode::NOT_FOUND,
@@ -160,6 +165,7 @@ async fn answer(request: Request<Incoming>, webhook: &Webhook) -> Answer {
     }
     let length =
         request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let token = token(&request);
     let body = async {
         let large = length.is_none_or(|length: u64| length > SMALL_BODY_BYTES);
         let place = if large { webhook.large_bodies.acquire().await.ok() } else { None };
@@ -169,15 +175,40 @@ async fn answer(request: Request<Incoming>, webhook: &Webhook) -> Answer {
     let Ok((body, _place)) = tokio::time::timeout(BODY_TIMEOUT, body).await else {
         return text(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time\n");
     };
-    match body {
-        Ok(body) => admission(&body.to_bytes(), scope, webhook),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-            malformed(webhook, Instant::now(), StatusCode::PAYLOAD_TOO_LARGE, &error.to_string())
-        }
+    let body = match body {
+        Ok(body) => body.to_bytes(),
         Err(error) => {
-            malformed(webhook, Instant::now(), StatusCode::BAD_REQUEST, &error.to_string())
+            let large = error.is::<http_body_util::LengthLimitError>();
+            let status =
+                if large { StatusCode::PAYLOAD_TOO_LARGE } else { StatusCode::BAD_REQUEST };
+            return malformed(webhook, Instant::now(), status, &error.to_string());
         }
+    };
+    match (scope, &webhook.authority) {
+        (Some(scope), _) => admission(&body, scope, webhook),
+        (None, Some(authority)) => node_certificate(authority, &token, &body).await,
+        (None, None) => text(StatusCode::NOT_FOUND, "no certificates here\n"),
     }
+}
+
+fn token<B>(request: &Request<B>) -> String {
+    let header = request.headers().get(AUTHORIZATION).and_then(|header| header.to_str().ok());
+    header.and_then(|header| header.strip_prefix("Bearer ")).unwrap_or_default().to_owned()
+}
+
+async fn node_certificate(authority: &Authority, token: &str, body: &[u8]) -> Answer {
+    if token.is_empty() {
+        return text(StatusCode::UNAUTHORIZED, "no bearer token\n");
+    }
+    let made = authority.node(token, body).await;
+    let (status, reason) = match made {
+        Ok(made) => return json(serde_json::to_vec(&made).unwrap_or_default()),
+        Err(error @ NodeError::Forbidden(_)) => (StatusCode::FORBIDDEN, error),
+        Err(error @ NodeError::Malformed(_)) => (StatusCode::BAD_REQUEST, error),
+        Err(error @ NodeError::Authority(_)) => (StatusCode::SERVICE_UNAVAILABLE, error),
+    };
+    tracing::warn!(%reason, "no certificate for a node proxy");
+    text(status, format!("{reason}\n"))
 }
 
 fn admission(body: &[u8], scope: Scope, webhook: &Webhook) -> Answer {
@@ -196,6 +227,10 @@ fn admission(body: &[u8], scope: Scope, webhook: &Webhook) -> Answer {
         reason = %answer.reason,
         "admission"
     );
+    json(bytes.into_bytes())
+}
+
+fn json(bytes: Vec<u8>) -> Answer {
     let mut response = Response::new(Full::new(Bytes::from(bytes)));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response

@@ -5,7 +5,7 @@
 use rdmesh_config::read_documents;
 use serde_json::{Map, Value};
 
-const BUILT_IN: &str = include_str!("../template.yaml");
+const BUILT_IN: &str = include_str!("../../charts/rdmesh/files/template.yaml");
 const PARTS: [&str; 3] = ["init", "proxy", "volume"];
 
 #[derive(Debug, thiserror::Error)]

@@ -4,6 +4,7 @@
 
 mod check_config;
 mod inject;
+mod node_certificate;
 mod serve;
 
 use crate::template::Template;
@@ -24,6 +25,8 @@ struct Arguments {
 enum Command {
     /// Run the admission webhook
     Serve(serve::Args),
+    /// Keep the certificate of a node proxy (runs beside it)
+    NodeCertificate(node_certificate::Args),
     /// Add capture and sidecar to the workloads of manifests, off line
     Inject(inject::Args),
     /// Check a configuration file and its template, and print what is in force
@@ -35,6 +38,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Serve(args) => serve::run(args),
+        Command::NodeCertificate(args) => node_certificate::run(args),
         Command::Inject(args) => inject::run(args),
         Command::CheckConfig(args) => check_config::run(args),
     };

@@ -1,10 +1,12 @@
 //! `rdmesh-injector serve`: the webhook.
 
+use crate::authority::Authority;
 use crate::metrics::Metrics;
 use crate::server::{Webhook, serve};
 use crate::settings::Settings;
 use crate::tls::{Serving, server_config};
 use anyhow::Context;
+use kube::Client;
 use rdmesh_config::{Config, Injector};
 use rdmesh_proxy::admin::{self, Routes};
 use rdmesh_proxy::cmd::{start_logging, stop_signal};
@@ -39,18 +41,30 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         registry.register(collector)?;
     }
     let settings = Settings::new(config)?;
-    let webhook = Arc::new(Webhook::new(template, settings, metrics));
+    let webhook = Webhook::new(template, settings, metrics);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(run_until_told(injector, webhook, registry))
 }
 
 async fn run_until_told(
     injector: Injector,
-    webhook: Arc<Webhook>,
+    mut webhook: Webhook,
     registry: Registry,
 ) -> anyhow::Result<()> {
     let serving = Arc::new(Serving::default());
-    certificates(&injector, &serving)?;
+    let has_files = !injector.cert.as_os_str().is_empty();
+    if has_files || injector.authority.namespace.is_empty() {
+        from_files(&injector, &serving)?;
+    }
+    if !injector.authority.namespace.is_empty() {
+        let client = Client::try_default()
+            .await
+            .context("injector.authority needs an API server: run in a pod, or set KUBECONFIG")?;
+        let own = (!has_files).then(|| serving.clone());
+        let authority = Arc::new(Authority::new(client, injector.authority.clone(), own));
+        webhook.authority = Some(authority.clone());
+        tokio::spawn(async move { authority.run().await });
+    }
     let stopping = Arc::new(AtomicBool::new(false));
     let (ready, told) = (serving.clone(), stopping.clone());
     let routes = Routes::new(registry).ready(move || match told.load(Ordering::Relaxed) {
@@ -76,15 +90,16 @@ async fn run_until_told(
         stopping.store(true, Ordering::Relaxed);
         tokio::time::sleep(ENDPOINT_DELAY).await;
     };
-    serve(listener, server_config(serving)?, webhook, shutdown).await?;
+    serve(listener, server_config(serving)?, Arc::new(webhook), shutdown).await?;
     Ok(())
 }
 
-/// From files.
-fn certificates(injector: &Injector, serving: &Arc<Serving>) -> anyhow::Result<()> {
+fn from_files(injector: &Injector, serving: &Arc<Serving>) -> anyhow::Result<()> {
     let (cert, key) = (injector.cert.clone(), injector.key.clone());
     if cert.as_os_str().is_empty() {
-        anyhow::bail!("injector.cert and injector.key are not set: give the serving certificate");
+        anyhow::bail!(
+            "injector.cert and injector.key are not set: give the serving certificate, or injector.authority"
+        );
     }
     serving.load(&cert, &key)?;
     let serving = serving.clone();
