@@ -13,6 +13,7 @@
 
 mod check_config;
 mod check_directory;
+mod check_policies;
 mod collect;
 mod fault;
 mod load;
