@@ -208,6 +208,10 @@ fn node(node: &Node, found: &mut Vec<Finding>) {
         ("node.tls.key", &node.tls.key),
     ];
     let absent = |path: &Path| path.as_os_str().is_empty();
+    if node.directory.kubernetes.is_some() && !absent(&node.directory.file) {
+        let problem = "is there together with node.directory.kubernetes: take one of the two";
+        found.push(finding(keys("node.directory.file"), problem));
+    }
     if tls.iter().any(|(_, path)| !absent(path)) {
         for (path, _) in tls.iter().filter(|(_, path)| absent(path)) {
             found.push(finding(keys(path), "is missing: ca, cert and key belong together"));
@@ -310,9 +314,9 @@ pub(crate) fn check_node(config: &Config) -> Vec<Finding> {
         (empty(&node.tls.cert), "node.tls.cert", "the file of this node's certificate"),
         (empty(&node.tls.key), "node.tls.key", "the file of this node's private key"),
         (
-            empty(&node.directory.file),
+            empty(&node.directory.file) && node.directory.kubernetes.is_none(),
             "node.directory.file",
-            "the directory file: nodes, pods and services",
+            "the directory file (nodes, pods and services), or set node.directory.kubernetes",
         ),
     ]
     .into_iter()

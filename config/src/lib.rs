@@ -16,6 +16,7 @@
 mod check_config;
 mod check_directory;
 mod check_injector;
+mod check_policies;
 mod collect;
 mod documents;
 mod fault;

@@ -8,7 +8,7 @@ use crate::check_config::{self, allowed};
 use crate::check_directory;
 use crate::collect;
 use crate::fault::{Fault, Faults};
-use crate::schema::{Config, DirectoryFile, NodeEntry, PodEntry, ServiceEntry};
+use crate::schema::{Config, DirectoryFile, NodeEntry, PodEntry, PolicyEntry, ServiceEntry};
 use crate::tree::{Kind, Step, Tree, show_path};
 use crate::yaml;
 use serde::Deserialize;
@@ -104,6 +104,7 @@ impl DirectoryFile {
         let all_nodes = faults.is_empty();
         elements::<PodEntry>(&mut tree, "pods", &mut faults);
         elements::<ServiceEntry>(&mut tree, "services", &mut faults);
+        elements::<PolicyEntry>(&mut tree, "policies", &mut faults);
         let file = collect::read::<Self>(&mut tree, &[], |_| None, &mut faults);
         let findings =
             file.as_ref().map(|file| check_directory::check(file, all_nodes)).unwrap_or_default();

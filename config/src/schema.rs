@@ -4,6 +4,7 @@
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
@@ -127,6 +128,15 @@ pub struct Tls {
 pub struct Directory {
     /// The static directory file; see [`DirectoryFile`].
     pub file: PathBuf,
+    /// The API server of a cluster, in place of the file.
+    pub kubernetes: Option<Kubernetes>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kubernetes {
+    /// Empty: the service account of the pod that the node proxy runs in.
+    pub kubeconfig: PathBuf,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -226,6 +236,9 @@ pub struct DirectoryFile {
     pub nodes: Vec<NodeEntry>,
     pub pods: Vec<PodEntry>,
     pub services: Vec<ServiceEntry>,
+    /// Labels of namespaces, for policies. Each has `kubernetes.io/metadata.name` besides.
+    pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
+    pub policies: Vec<PolicyEntry>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -236,7 +249,7 @@ pub struct NodeEntry {
     pub address: SocketAddr,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 pub struct PodEntry {
     pub name: String,
@@ -246,6 +259,88 @@ pub struct PodEntry {
     /// Ports of the application that are reached without the mesh.
     #[serde(default)]
     pub exclude_inbound_ports: Vec<u16>,
+    /// For policies, as all that follows. May be left empty where there is but one.
+    #[serde(default)]
+    pub namespace: String,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Ports that have a name.
+    #[serde(default)]
+    pub ports: BTreeMap<String, u16>,
+}
+
+/// Who may connect to the pods it selects, and whither they may: Kubernetes' NetworkPolicy in short.
+///
+/// A pod that no policy selects for a direction may do all in it; one that some select, what one of
+/// them allows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicyEntry {
+    pub name: String,
+    /// It selects pods of this namespace alone.
+    pub namespace: String,
+    /// All pods of the namespace by default.
+    pub pods: Selector,
+    /// Absent: says nothing about connections to the pods. An empty list: allows none.
+    pub ingress: Option<Vec<PolicyRule>>,
+    /// Absent: says nothing about connections of the pods. An empty list: allows none.
+    pub egress: Option<Vec<PolicyRule>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicyRule {
+    /// One of them must match; absent: everybody.
+    pub peers: Option<Vec<PolicyPeer>>,
+    /// One of them must match; absent: all ports.
+    pub ports: Option<Vec<PolicyPort>>,
+}
+
+/// Pods, or a block of addresses.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicyPeer {
+    /// Absent: the policy's own namespace.
+    pub namespaces: Option<Selector>,
+    /// Absent: all pods of those namespaces.
+    pub pods: Option<Selector>,
+    pub cidr: Option<IpNet>,
+    /// Parts of `cidr` that do not match.
+    pub except: Vec<IpNet>,
+}
+
+/// One port, a range of them, or a name among the destination's `ports`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicyPort {
+    pub port: Option<u16>,
+    pub end_port: Option<u16>,
+    pub name: Option<String>,
+}
+
+/// All conditions must hold; without any, everything is selected.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Selector {
+    pub match_labels: BTreeMap<String, String>,
+    pub match_expressions: Vec<LabelExpression>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LabelExpression {
+    pub key: String,
+    pub operator: LabelOperator,
+    #[serde(default)]
+    pub values: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LabelOperator {
+    In,
+    NotIn,
+    Exists,
+    DoesNotExist,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
