@@ -44,7 +44,7 @@ impl State {
                 })
                 .collect(),
             pods: pods.iter().filter(|pod| pod.meshed).map(pod_entry).collect(),
-            services: Vec::new(),
+            ..DirectoryFile::default()
         };
         Self {
             config: Config::default(),
@@ -62,6 +62,7 @@ fn pod_entry(pod: &Pod) -> PodEntry {
         node: format!("n{}", pod.node),
         addresses: vec![pod.v4.into(), pod.v6.into()],
         exclude_inbound_ports: Vec::new(),
+        ..PodEntry::default()
     }
 }
 
