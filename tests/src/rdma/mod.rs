@@ -1,0 +1,4 @@
+//! What must hold over RDMA: the scenarios that run in the guests of the Soft-RoCE lab.
+
+pub mod run;
+pub mod scenarios;
