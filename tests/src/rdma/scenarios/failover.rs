@@ -124,17 +124,14 @@ pub fn loss(cluster: &mut Cluster) -> Result<Option<String>> {
     Ok(None)
 }
 
+const LOSSY: &str = "add table inet lossy; \
+     add chain inet lossy in { type filter hook input priority 0; }; add rule inet lossy in";
+
 /// Does this with RoCE packets that arrive, on both nodes. The device takes them from a UDP socket,
 /// behind the packet filter.
 fn filter(cluster: &Cluster, verdict: &str) -> Result<()> {
     for number in [1, 2] {
-        cluster.sh(
-            number,
-            &format!(
-                "nft -f - <<'END'\ntable inet lossy {{ chain in {{ \
-                 type filter hook input priority 0; udp dport 4791 {verdict} }} }}\nEND\n"
-            ),
-        )?;
+        cluster.sh(number, &format!("nft '{LOSSY} udp dport 4791 {verdict}'"))?;
     }
     Ok(())
 }

@@ -29,7 +29,7 @@ impl Scenario {
     }
 }
 
-const FORCED: Fabric = Fabric::Tcp;
+pub const FORCED: Fabric = Fabric::Tcp;
 
 /// With verbs forced: tcp is no way out.
 const fn forced(name: &'static str, run: fn(&mut Cluster) -> Result<Option<String>>) -> Scenario {
