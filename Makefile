@@ -101,6 +101,11 @@ bench-tunnel: setup-lab build ## Compare with kernel TCP and with a pair of HAPr
 	$(CARGO) build --locked --release -p rdmesh-tests --bin bench_tunnel
 	$(SUDO) $(TARGET_DIR)/release/bench_tunnel $(ARGS)
 
+.PHONY: bench-rdma
+bench-rdma: setup-guest build ## Compare with perftest, rsockets and kernel TCP in two emulated machines (ARGS=rounds)
+	$(CARGO) build --locked --release -p rdmesh-tests --bins
+	$(TARGET_DIR)/release/bench_rdma $(ARGS)
+
 .PHONY: clean
 clean: ## Remove what was built
 	$(CARGO) clean

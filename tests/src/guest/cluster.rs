@@ -69,24 +69,31 @@ impl Cluster {
         let dir = std::env::temp_dir().join(format!("{PREFIX}{}", std::process::id()));
         std::fs::create_dir(&dir).with_context(|| format!("create {}", dir.display()))?;
         let mut cluster = Self { guests: Vec::new(), setting: None, dir, proxy: proxy.to_owned() };
-        let me = std::env::current_exe().context("find this program's own file")?;
-        let image = Image::make(&cluster.dir, &me.with_file_name("guest_agent"))?;
-        cluster.make_certificates()?;
-        for number in [1, 2] {
-            let guest = Guest::start(number, &image, &cluster.dir)?;
-            cluster.guests.push(guest);
+        if let Err(error) = cluster.bring_up(plan) {
+            cluster.keep_logs();
+            return Err(error);
         }
-        for guest in &mut cluster.guests {
+        Ok(cluster)
+    }
+
+    fn bring_up(&mut self, plan: &Plan) -> Result<()> {
+        let me = std::env::current_exe().context("find this program's own file")?;
+        let image = Image::make(&self.dir, &me.with_file_name("guest_agent"))?;
+        self.make_certificates()?;
+        for number in [1, 2] {
+            let guest = Guest::start(number, &image, &self.dir)?;
+            self.guests.push(guest);
+        }
+        for guest in &mut self.guests {
             guest.wait_ready()?;
         }
         let build = |number| Call::Build {
             number,
             plan: plan.clone(),
-            proxy: proxy.to_owned(),
-            certs: cluster.certs(),
+            proxy: self.proxy.clone(),
+            certs: self.certs(),
         };
-        cluster.both(build)?;
-        Ok(cluster)
+        self.both(build)
     }
 
     fn certs(&self) -> PathBuf {
