@@ -143,6 +143,11 @@ impl Cluster {
         Ok(())
     }
 
+    /// The workers of each node proxy.
+    pub fn workers(&self) -> usize {
+        self.setting.as_ref().map_or(0, |setting| setting.workers as usize)
+    }
+
     /// The next `mesh` restarts the node proxies, whatever its setting.
     pub fn spoil(&mut self) {
         self.setting = None;

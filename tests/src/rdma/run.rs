@@ -2,7 +2,7 @@
 //!
 //! What it does not do: skip in silence. What cannot be tested is said, and counted.
 
-use super::scenarios::{ALL, Scenario};
+use super::scenarios::{ALL, Scenario, proof};
 use crate::guest::Cluster;
 use crate::{Plan, binary};
 use anyhow::{Context, Result, bail};
@@ -77,10 +77,11 @@ fn run() -> Result<()> {
 /// The reason, when the scenario could not be run.
 fn one(cluster: &mut Cluster, scenario: &Scenario) -> Result<Option<String>> {
     cluster.mesh(&scenario.setting())?;
-    let before = super::scenarios::proof::Counts::read(cluster)?;
+    let before = proof::Counts::read(cluster)?;
     let left_out = (scenario.run)(cluster)?;
     if left_out.is_none() && scenario.all_on_verbs {
         before.assert_all_on_verbs(cluster)?;
     }
+    proof::assert_no_rnr(cluster)?;
     Ok(left_out)
 }

@@ -69,6 +69,8 @@ pub fn device_removed(cluster: &mut Cluster) -> Result<Option<String>> {
     on_verbs(cluster)?;
     let before = Counts::read(cluster)?;
     disturbed(cluster, || {
+        // The counters go with the device.
+        proof::assert_no_rnr(cluster)?;
         cluster.sh(1, "rdma link delete rxe0")?;
         std::thread::sleep(Duration::from_secs(1));
         cluster.sh(1, "rdma link add rxe0 type rxe netdev under0").map(drop)

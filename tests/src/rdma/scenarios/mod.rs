@@ -14,6 +14,7 @@ pub struct Scenario {
     pub name: &'static str,
     pub fabric: Fabric,
     pub ipv6: bool,
+    pub workers: u32,
     /// Whether every byte of the scenario must be on verbs, and none passes through.
     pub all_on_verbs: bool,
     /// Answers with the reason when it could not be run.
@@ -25,6 +26,7 @@ impl Scenario {
     pub fn setting(&self) -> Setting {
         let mut setting = Setting::new(self.fabric);
         setting.ipv6 = self.ipv6;
+        setting.workers = self.workers;
         setting
     }
 }
@@ -33,19 +35,26 @@ pub const FORCED: Fabric = Fabric::Tcp;
 
 /// With verbs forced: tcp is no way out.
 const fn forced(name: &'static str, run: fn(&mut Cluster) -> Result<Option<String>>) -> Scenario {
-    Scenario { name, fabric: FORCED, ipv6: false, all_on_verbs: true, run }
+    Scenario { name, fabric: FORCED, ipv6: false, workers: 1, all_on_verbs: true, run }
 }
 
 const fn over_ipv6(
     name: &'static str,
     run: fn(&mut Cluster) -> Result<Option<String>>,
 ) -> Scenario {
-    Scenario { name, fabric: FORCED, ipv6: true, all_on_verbs: true, run }
+    Scenario { name, fabric: FORCED, ipv6: true, workers: 1, all_on_verbs: true, run }
+}
+
+const fn two_workers(
+    name: &'static str,
+    run: fn(&mut Cluster) -> Result<Option<String>>,
+) -> Scenario {
+    Scenario { name, fabric: FORCED, ipv6: false, workers: 2, all_on_verbs: true, run }
 }
 
 /// With `fabric: auto`: verbs, and tcp while there is none.
 const fn auto(name: &'static str, run: fn(&mut Cluster) -> Result<Option<String>>) -> Scenario {
-    Scenario { name, fabric: Fabric::Auto, ipv6: false, all_on_verbs: false, run }
+    Scenario { name, fabric: Fabric::Auto, ipv6: false, workers: 1, all_on_verbs: false, run }
 }
 
 pub const ALL: &[Scenario] = &[
@@ -66,6 +75,7 @@ pub const ALL: &[Scenario] = &[
     forced("1 % loss of RoCE packets", failover::loss),
     over_ipv6("payloads over an IPv6 underlay", semantics::payloads),
     over_ipv6("64 MiB both ways over an IPv6 underlay", semantics::bulk),
+    two_workers("1,000 streams on two queue pairs of two workers", load::thousand_streams),
     auto("the RDMA device is removed amid 64 MiB", failover::device_removed),
     auto("the interface is down for 2 s amid 64 MiB", failover::interface_down),
     auto("the queue pair fails amid 64 MiB", failover::queue_pair_error),

@@ -42,8 +42,7 @@ impl Counts {
         Ok(sum)
     }
 
-    /// Since these counts every stream byte went over verbs, and no queue pair found its peer
-    /// without a receive buffer.
+    /// Since these counts every stream byte went over verbs.
     pub fn assert_all_on_verbs(&self, cluster: &Cluster) -> Result<()> {
         let now = Self::read(cluster)?;
         let passed = now.passed_through - self.passed_through;
