@@ -71,6 +71,7 @@ pub struct QueuePair {
     /// Sends that the device may still read, the oldest first, and the number of the oldest.
     sent: VecDeque<Parts>,
     first_sent: u64,
+    sent_bytes: usize,
     posted: VecDeque<BufMut>,
     first_posted: u64,
     capacity: Capacity,
@@ -124,6 +125,7 @@ impl QueuePair {
             events_unacknowledged: 0,
             sent: VecDeque::new(),
             first_sent: 0,
+            sent_bytes: 0,
             posted: VecDeque::new(),
             first_posted: 0,
             capacity,
@@ -228,6 +230,12 @@ impl QueuePair {
         self.sent.len()
     }
 
+    /// Bytes of them that still hold buffers.
+    #[must_use]
+    pub fn bytes_in_flight(&self) -> usize {
+        self.sent_bytes
+    }
+
     #[must_use]
     pub fn receives_posted(&self) -> usize {
         self.posted.len()
@@ -314,6 +322,7 @@ impl QueuePair {
                 return Err(Error::Unregistered);
             }
             requests.push(Request { start, parts, inline });
+            self.sent_bytes += bytes(&message);
             self.sent.push_back(message);
         }
         let entries = self.entries.as_mut_ptr();
@@ -352,6 +361,7 @@ impl QueuePair {
             if request.inline
                 && let Some(message) = self.sent.get_mut(first_new + index)
             {
+                self.sent_bytes -= bytes(message);
                 message.clear();
             }
         }
@@ -393,7 +403,10 @@ impl QueuePair {
     }
 
     fn sent_up_to(&mut self, number: u64) {
-        while self.first_sent <= number && self.sent.pop_front().is_some() {
+        while self.first_sent <= number
+            && let Some(message) = self.sent.pop_front()
+        {
+            self.sent_bytes -= bytes(&message);
             self.first_sent += 1;
         }
     }
@@ -427,24 +440,22 @@ impl QueuePair {
         Error::check("ibv_req_notify_cq", result)
     }
 
-    /// Reads the notices off the descriptor. True when there was one.
-    pub fn read_notices(&mut self) -> bool {
-        let mut any = false;
-        loop {
-            let (mut queue, mut context) = (ptr::null_mut(), ptr::null_mut());
-            // SAFETY: the channel lives and does not block; the pointers are to places for one.
-            let result = unsafe {
-                ib::ibv_get_cq_event(self.channel.as_ptr(), &raw mut queue, &raw mut context)
-            };
-            if result != 0 {
-                return any;
-            }
-            any = true;
-            self.events_unacknowledged += 1;
-            if self.events_unacknowledged >= 1024 {
-                self.acknowledge_notices();
-            }
+    /// Takes one notice off the descriptor: there is at most one for each [`Self::arm`]. False when
+    /// there was none.
+    pub fn read_notice(&mut self) -> bool {
+        let (mut queue, mut context) = (ptr::null_mut(), ptr::null_mut());
+        // SAFETY: the channel lives and does not block; the pointers are to places for one.
+        let result = unsafe {
+            ib::ibv_get_cq_event(self.channel.as_ptr(), &raw mut queue, &raw mut context)
+        };
+        if result != 0 {
+            return false;
         }
+        self.events_unacknowledged += 1;
+        if self.events_unacknowledged >= 1024 {
+            self.acknowledge_notices();
+        }
+        true
     }
 
     fn acknowledge_notices(&mut self) {
