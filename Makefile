@@ -36,6 +36,10 @@ setup-build:
 setup-lab:
 	@tests/setup.sh --check build lab 2>/dev/null || tests/setup.sh build lab
 
+.PHONY: setup-guest
+setup-guest:
+	@tests/setup.sh --check build lab guest 2>/dev/null || tests/setup.sh build lab guest
+
 .PHONY: build
 build: setup-build ## Build the release binaries
 	$(CARGO) build --locked --release -p rdmesh-proxy
@@ -43,6 +47,11 @@ build: setup-build ## Build the release binaries
 .PHONY: demo
 demo: setup-lab build ## Show the tunnel between two emulated nodes (ARGS='--keep', '--json')
 	$(SUDO) $(PROXY) demo $(ARGS)
+
+.PHONY: demo-rdma
+demo-rdma: setup-guest build ## The demo over RDMA queue pairs, in two emulated machines with Soft-RoCE
+	$(CARGO) build --locked --release -p rdmesh-tests --bins
+	$(TARGET_DIR)/release/demo_rdma $(ARGS)
 
 .PHONY: test
 test: unit sim e2e ## Unit tests, lane simulation, end-to-end tests
@@ -62,6 +71,12 @@ e2e: setup-lab ## End-to-end tests: real programs and sockets in network namespa
 	$(CARGO) build --locked -p rdmesh-proxy
 	$(if $(ARGS),,$(CARGO) test --locked $(RUN_AS_ROOT) -p rdmesh-proxy --test capture)
 	$(CARGO) test --locked $(RUN_AS_ROOT) -p rdmesh-tests $(ARGS)
+
+.PHONY: test-rdma
+test-rdma: setup-guest ## What must hold over RDMA, in two emulated machines with Soft-RoCE (ARGS='killed loss')
+	$(CARGO) build --locked -p rdmesh-proxy
+	$(CARGO) build --locked -p rdmesh-tests --bins
+	$(TARGET_DIR)/debug/test_rdma $(ARGS)
 
 .PHONY: lint
 lint: setup-build ## Formatting, clippy (every warning an error), and cargo-deny where it is installed
@@ -89,6 +104,11 @@ bench-tunnel: setup-lab build ## Compare with kernel TCP and with a pair of HAPr
 .PHONY: bench-directory
 bench-directory: ## What clusters of 20,000 and 150,000 pods cost a node: memory, time of a snapshot, of a decision
 	$(CARGO) test --locked --release -p rdmesh-proxy --lib directory::kube::load_tests -- --ignored --nocapture --test-threads 1
+
+.PHONY: bench-rdma
+bench-rdma: setup-guest build ## Compare with perftest, rsockets and kernel TCP in two emulated machines (ARGS=rounds)
+	$(CARGO) build --locked --release -p rdmesh-tests --bins
+	$(TARGET_DIR)/release/bench_rdma $(ARGS)
 
 .PHONY: clean
 clean: ## Remove what was built

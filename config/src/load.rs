@@ -179,7 +179,7 @@ fn parse(text: &str, origin: &str, bytes_max: usize) -> Result<Tree, Faults> {
 ///
 /// Quotes and comments are not told apart: a rule that a hostile text cannot get around matters more than a
 /// text with hundreds of stray brackets.
-fn too_costly(text: &str) -> Option<(usize, String)> {
+pub(crate) fn too_costly(text: &str) -> Option<(usize, String)> {
     let (mut open, mut values, mut line) = (0_usize, 0_usize, 1);
     let bytes = text.as_bytes();
     for (at, byte) in bytes.iter().enumerate() {
@@ -208,7 +208,7 @@ fn too_costly(text: &str) -> Option<(usize, String)> {
     None
 }
 
-fn too_large(origin: &str, bytes_max: usize) -> Faults {
+pub(crate) fn too_large(origin: &str, bytes_max: usize) -> Faults {
     Faults::whole(origin, None, format!("larger than {bytes_max} bytes: is this the right file?"))
 }
 

@@ -16,6 +16,7 @@ pub struct Config {
     pub capture: Capture,
     pub sidecar: Sidecar,
     pub node: Node,
+    pub injector: Injector,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -172,6 +173,60 @@ pub struct Timeouts {
     pub reconnect_backoff_min_ms: u64,
     pub reconnect_backoff_max_ms: u64,
     pub drain_ms: u64,
+}
+
+/// The admission webhook. What pods get from it comes from `capture`, `sidecar` and these keys.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Injector {
+    /// Where the API server reaches the webhook, by HTTPS.
+    pub listen: SocketAddr,
+    pub admin: SocketAddr,
+    /// The serving certificate and its key, read again when they change.
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    /// The cluster's own certificate authority. It makes the serving certificate, unless `cert` is given.
+    pub authority: Authority,
+    /// Image of the injected containers.
+    pub image: String,
+    pub image_pull_policy: PullPolicy,
+    /// The sidecar as an init container that keeps running (Kubernetes 1.29 or newer).
+    pub native_sidecar: bool,
+    /// User and group of the sidecar.
+    pub proxy_uid: u32,
+    pub proxy_cpu: String,
+    pub proxy_cpu_limit: String,
+    pub proxy_memory: String,
+    pub proxy_memory_limit: String,
+    /// `log.level` of the injected containers.
+    pub proxy_log_level: String,
+    /// Namespaces whose pods are never touched; those of Kubernetes itself are never.
+    pub exclude_namespaces: Vec<String>,
+    /// Another description of the injected containers than the built-in one.
+    pub template: PathBuf,
+}
+
+/// Where the injector keeps its certificate authority, and who gets certificates of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Authority {
+    /// Of all objects here; empty: there is no authority.
+    pub namespace: String,
+    /// The Secret; it must exist and may be empty.
+    pub secret: String,
+    /// The webhook's Service: the name in the serving certificate.
+    pub service: String,
+    /// The MutatingWebhookConfiguration whose `caBundle` is kept.
+    pub webhook: String,
+    /// The service account of the node proxies.
+    pub node_account: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PullPolicy {
+    Always,
+    IfNotPresent,
+    Never,
 }
 
 /// The static directory file: who is where. A separate YAML document, reloaded while running.
@@ -371,6 +426,41 @@ impl Default for Node {
             directory: Directory::default(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
+        }
+    }
+}
+
+impl Default for Injector {
+    fn default() -> Self {
+        Self {
+            listen: "0.0.0.0:15793".parse().expect("valid"),
+            admin: "127.0.0.1:15792".parse().expect("valid"),
+            cert: PathBuf::new(),
+            key: PathBuf::new(),
+            authority: Authority::default(),
+            image: String::new(),
+            image_pull_policy: PullPolicy::IfNotPresent,
+            native_sidecar: true,
+            proxy_uid: 15701,
+            proxy_cpu: "20m".into(),
+            proxy_cpu_limit: "1".into(),
+            proxy_memory: "32Mi".into(),
+            proxy_memory_limit: "256Mi".into(),
+            proxy_log_level: "info".into(),
+            exclude_namespaces: Vec::new(),
+            template: PathBuf::new(),
+        }
+    }
+}
+
+impl Default for Authority {
+    fn default() -> Self {
+        Self {
+            namespace: String::new(),
+            secret: "rdmesh-ca".into(),
+            service: "rdmesh-injector".into(),
+            webhook: "rdmesh-injector".into(),
+            node_account: "rdmesh-node".into(),
         }
     }
 }

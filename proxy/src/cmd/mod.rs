@@ -11,6 +11,8 @@ mod sidecar;
 mod status;
 
 use clap::{Parser, Subcommand};
+use rdmesh_config::Config;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Carries the TCP connections of pods between nodes over RDMA, or TCP where there is none.
@@ -58,6 +60,19 @@ pub fn main() -> ExitCode {
             eprintln!("rdmesh-proxy: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// The configuration of a process in a pod: a file's, or the one that the injector put into the environment.
+///
+/// # Errors
+/// With all faults of it, or when both are given.
+fn pod_config(file: Option<&Path>, inline: Option<&str>) -> anyhow::Result<Config> {
+    match (file, inline.filter(|text| !text.is_empty())) {
+        (Some(_), Some(_)) => anyhow::bail!("both --config and RDMESH_CONFIG are given: take one"),
+        (Some(path), None) => Ok(Config::load(path)?),
+        (None, Some(text)) => Ok(Config::from_yaml(text, "RDMESH_CONFIG")?),
+        (None, None) => Ok(Config::default()),
     }
 }
 

@@ -11,6 +11,7 @@ mod lanes;
 mod memory;
 mod pods;
 mod slots;
+mod spares;
 mod stream;
 mod streams;
 
