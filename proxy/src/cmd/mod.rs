@@ -97,7 +97,9 @@ pub async fn stop_signal() -> std::io::Result<&'static str> {
 pub fn start_logging(log: &rdmesh_config::Log) -> anyhow::Result<()> {
     use rdmesh_config::LogFormat;
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_new(&log.level)
+    // The Kubernetes client calls each try that fails an error; the directory tells the first.
+    let quiet = if log.level.contains("kube_client") { "" } else { ",kube_client=off" };
+    let filter = EnvFilter::try_new(format!("{}{quiet}", log.level))
         .map_err(|error| anyhow::anyhow!("log.level: {:?} is no filter: {error}", log.level))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match log.format {

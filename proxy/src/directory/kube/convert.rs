@@ -60,7 +60,7 @@ impl Watched for core::Pod {
     }
 }
 
-fn full_name(metadata: &kube::api::ObjectMeta) -> String {
+pub(super) fn full_name(metadata: &kube::api::ObjectMeta) -> String {
     let name = metadata.name.as_deref().unwrap_or_default();
     format!("{}/{name}", metadata.namespace.as_deref().unwrap_or_default())
 }

@@ -63,6 +63,8 @@ pub(super) async fn client(kubeconfig: &Path) -> Result<kube::Client, KubeError>
     config.connect_timeout = Some(Duration::from_secs(10));
     // Watches are silent for long; `watch` has its own limits.
     config.read_timeout = None;
+    // It has its own pauses between tries, too.
+    config.default_retry = false;
     kube::Client::try_from(config).map_err(KubeError::Client)
 }
 
@@ -138,4 +140,8 @@ impl Drop for AbortOnDrop {
 }
 
 #[cfg(test)]
+mod load_tests;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod watch_tests;

@@ -87,8 +87,9 @@ pub(super) struct Records {
 }
 
 impl Records {
-    pub fn set_listed(&mut self, kind: Kind) {
-        self.listed[kind as usize] = true;
+    /// True the first time.
+    pub fn set_listed(&mut self, kind: Kind) -> bool {
+        !std::mem::replace(&mut self.listed[kind as usize], true)
     }
 
     /// Whether each kind was listed at least once: before, a snapshot would be half of one.

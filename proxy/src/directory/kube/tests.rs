@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 const LISTEN: &str = "0.0.0.0:15700";
 
-fn put<K: Watched>(records: &mut Records, object: Value) {
+pub(super) fn put<K: Watched>(records: &mut Records, object: Value) {
     let object: K = serde_json::from_value(object).unwrap();
     let metadata = object.meta();
     let name = metadata.name.clone().unwrap();
@@ -25,7 +25,13 @@ fn put<K: Watched>(records: &mut Records, object: Value) {
     };
 }
 
-fn pod_object(namespace: &str, name: &str, node: &str, ips: &[&str], labels: &Value) -> Value {
+pub(super) fn pod_object(
+    namespace: &str,
+    name: &str,
+    node: &str,
+    ips: &[&str],
+    labels: &Value,
+) -> Value {
     let ips: Vec<Value> = ips.iter().map(|ip| json!({"ip": ip})).collect();
     json!({
         "metadata": {
@@ -43,7 +49,7 @@ fn pod_object(namespace: &str, name: &str, node: &str, ips: &[&str], labels: &Va
     })
 }
 
-fn node_object(name: &str, address: &str, zone: &str) -> Value {
+pub(super) fn node_object(name: &str, address: &str, zone: &str) -> Value {
     json!({
         "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": zone}},
         "status": {"addresses": [
@@ -54,7 +60,7 @@ fn node_object(name: &str, address: &str, zone: &str) -> Value {
     })
 }
 
-fn namespace_object(name: &str, labels: &Value) -> Value {
+pub(super) fn namespace_object(name: &str, labels: &Value) -> Value {
     let mut labels = labels.clone();
     labels["kubernetes.io/metadata.name"] = name.into();
     json!({"metadata": {"name": name, "labels": labels}})
@@ -346,7 +352,7 @@ struct Recipe {
     denied: &'static [(&'static str, &'static str, u16)],
 }
 
-fn policy_object(namespace: &str, name: &str, spec: &Value) -> Value {
+pub(super) fn policy_object(namespace: &str, name: &str, spec: &Value) -> Value {
     json!({"metadata": {"name": name, "namespace": namespace}, "spec": spec})
 }
 

@@ -59,7 +59,9 @@ pub(super) fn all(
     ) -> JoinHandle<()> {
         let (api, store, metrics) =
             (Api::<K>::all(client.clone()), Arc::clone(store), Arc::clone(metrics));
-        tokio::spawn(async move { Watch { api, store, metrics, failures: 0 }.run().await })
+        tokio::spawn(async move {
+            Watch { api, store, metrics, failures: 0, is_fresh: false }.run().await
+        })
     }
     vec![
         start::<core::Node>(client, store, metrics),
@@ -74,7 +76,7 @@ pub(super) fn all(
 #[derive(Debug, thiserror::Error)]
 enum WatchError {
     #[error(transparent)]
-    Api(#[from] kube::Error),
+    Api(kube::Error),
     #[error("no answer for {} s", .0.as_secs())]
     Silent(Duration),
     /// The server does not remember so far back.
@@ -84,9 +86,13 @@ enum WatchError {
     Endless,
 }
 
-impl WatchError {
-    fn of(status: kube::core::Status) -> Self {
-        if status.code == 410 { Self::Expired } else { kube::Error::Api(Box::new(status)).into() }
+/// A refusal comes as the answer to a list, or within a watch, whatever its HTTP status.
+impl From<kube::Error> for WatchError {
+    fn from(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) if status.code == 410 => Self::Expired,
+            error => Self::Api(error),
+        }
     }
 }
 
@@ -96,6 +102,8 @@ struct Watch<K: Watched> {
     metrics: Arc<NodeMetrics>,
     /// In a row.
     failures: u32,
+    /// Nothing was told since the list.
+    is_fresh: bool,
 }
 
 impl<K: Watched> Watch<K> {
@@ -108,11 +116,16 @@ impl<K: Watched> Watch<K> {
                     continue;
                 }
             };
-            self.went_well();
             loop {
                 match self.follow(&mut version).await {
-                    Ok(()) => {}
-                    Err(WatchError::Expired) => break,
+                    Ok(()) => self.went_well(),
+                    Err(WatchError::Expired) => {
+                        // A list that is too old at once: do not hammer the server.
+                        if std::mem::replace(&mut self.is_fresh, true) {
+                            self.failed(&WatchError::Expired).await;
+                        }
+                        break;
+                    }
                     Err(error) => self.failed(&error).await,
                 }
                 if self.failures > FAILURES_MAX {
@@ -130,10 +143,7 @@ impl<K: Watched> Watch<K> {
         let mut fresh = Table::new();
         for _ in 0..PAGES_MAX {
             let page = tokio::time::timeout(PAGE_TIMEOUT, self.api.list(&params)).await;
-            let page = match page.map_err(|_| WatchError::Silent(PAGE_TIMEOUT))? {
-                Err(kube::Error::Api(status)) => return Err(WatchError::of(*status)),
-                page => page?,
-            };
+            let page = page.map_err(|_| WatchError::Silent(PAGE_TIMEOUT))??;
             {
                 let names = &mut self.store.lock().names;
                 fresh.extend(
@@ -145,10 +155,14 @@ impl<K: Watched> Watch<K> {
             params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
             if params.continue_token.is_none() {
                 let mut records = self.store.lock();
-                *K::table(&mut records) = fresh;
-                records.set_listed(K::KIND);
+                let first = records.set_listed(K::KIND);
+                let table = K::table(&mut records);
+                let changed = first || *table != fresh;
+                *table = fresh;
                 drop(records);
-                self.store.changed.notify_one();
+                if changed {
+                    self.store.changed.notify_one();
+                }
                 return Ok(page.metadata.resource_version.unwrap_or_default());
             }
         }
@@ -162,11 +176,7 @@ impl<K: Watched> Watch<K> {
         params.field_selector = K::FIELDS.map(str::to_owned);
         let silent = |_| WatchError::Silent(SILENCE_MAX);
         let opened = tokio::time::timeout(SILENCE_MAX, self.api.watch(&params, version)).await;
-        let opened = match opened.map_err(silent)? {
-            Err(kube::Error::Api(status)) => return Err(WatchError::of(*status)),
-            opened => opened?,
-        };
-        let mut events = std::pin::pin!(opened);
+        let mut events = std::pin::pin!(opened.map_err(silent)??);
         loop {
             let event = tokio::time::timeout(SILENCE_MAX, events.next()).await.map_err(silent)?;
             let Some(event) = event else { return Ok(()) };
@@ -180,8 +190,9 @@ impl<K: Watched> Watch<K> {
                     advance(version, object.meta());
                 }
                 WatchEvent::Bookmark(bookmark) => *version = bookmark.metadata.resource_version,
-                WatchEvent::Error(status) => return Err(WatchError::of(*status)),
+                WatchEvent::Error(status) => return Err(kube::Error::Api(status).into()),
             }
+            self.is_fresh = false;
             self.went_well();
         }
     }
