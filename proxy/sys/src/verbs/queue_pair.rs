@@ -98,8 +98,9 @@ impl QueuePair {
             NonNull::new(channel).ok_or_else(|| Error::last("ibv_create_comp_channel"))?;
         let depth = i32::try_from(capacity.sends + capacity.receives).unwrap_or(i32::MAX);
         // SAFETY: context and channel are open; no context pointer, and vector 0 always exists.
-        let completions =
-            unsafe { ib::ibv_create_cq(context, depth, ptr::null_mut(), channel.as_ptr(), 0) };
+        let completions = unsafe {
+            ib::ibv_create_cq(context, depth, ptr::null_mut(), channel.as_ptr(), 0)
+        };
         let Some(completions) = NonNull::new(completions) else {
             let error = Error::last("ibv_create_cq");
             // SAFETY: made above and used by nothing.
@@ -263,8 +264,9 @@ impl QueuePair {
         // SAFETY: the queue pair lives; request and entry are read during the call only. The
         // buffer that the device writes to is in `posted`, where nothing else touches it, until
         // its completion or the end of the queue pair.
-        let result =
-            unsafe { ib::ibv_post_recv(self.pair.as_ptr(), &raw mut request, &raw mut refused) };
+        let result = unsafe {
+            ib::ibv_post_recv(self.pair.as_ptr(), &raw mut request, &raw mut refused)
+        };
         Error::check("ibv_post_recv", result)
     }
 
@@ -345,7 +347,8 @@ impl QueuePair {
         // SAFETY: the queue pair lives; the requests are read during the call only. What they
         // point to is kept in `sent` until a completion says that the device is done, or until the
         // end of the queue pair; nobody writes to it, since payloads only read.
-        let result = unsafe { ib::ibv_post_send(self.pair.as_ptr(), first, &raw mut refused) };
+        let result =
+            unsafe { ib::ibv_post_send(self.pair.as_ptr(), first, &raw mut refused) };
         Error::check("ibv_post_send", result)?;
         // Inline data was copied: its buffers are free at once.
         for (index, request) in requests.iter().enumerate() {
@@ -369,8 +372,9 @@ impl QueuePair {
             unsafe { MaybeUninit::uninit().assume_init() };
         let room = i32::try_from(POLL_MAX).unwrap_or(1);
         // SAFETY: the completion queue lives and the array has as many places as said.
-        let count =
-            unsafe { ib::ibv_poll_cq(self.completions.as_ptr(), room, found.as_mut_ptr().cast()) };
+        let count = unsafe {
+            ib::ibv_poll_cq(self.completions.as_ptr(), room, found.as_mut_ptr().cast())
+        };
         let count = usize::try_from(count).map_err(|_| Error::last("ibv_poll_cq"))?;
         let mut failed = Ok(());
         for completion in found.iter().take(count) {
