@@ -100,8 +100,7 @@ impl Device {
         nonblocking(events).map_err(close)?;
         // SAFETY: the context is open.
         let domain = unsafe { ib::ibv_alloc_pd(context.as_ptr()) };
-        let domain =
-            NonNull::new(domain).ok_or_else(|| close(Error::last("ibv_alloc_pd")))?;
+        let domain = NonNull::new(domain).ok_or_else(|| close(Error::last("ibv_alloc_pd")))?;
         Ok(Rc::new(Self { context, domain, name: name.to_owned(), limits }))
     }
 
@@ -165,8 +164,7 @@ impl Device {
         let mut event = MaybeUninit::<ib::ibv_async_event>::zeroed();
         // SAFETY: the context is open, its descriptor does not block, the pointer is to a whole
         // structure.
-        let result =
-            unsafe { ib::ibv_get_async_event(self.context.as_ptr(), event.as_mut_ptr()) };
+        let result = unsafe { ib::ibv_get_async_event(self.context.as_ptr(), event.as_mut_ptr()) };
         if result != 0 {
             return None;
         }

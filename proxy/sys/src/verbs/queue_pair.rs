@@ -71,6 +71,7 @@ pub struct QueuePair {
     /// Sends that the device may still read, the oldest first, and the number of the oldest.
     sent: VecDeque<Parts>,
     first_sent: u64,
+    sent_bytes: usize,
     posted: VecDeque<BufMut>,
     first_posted: u64,
     capacity: Capacity,
@@ -98,9 +99,8 @@ impl QueuePair {
             NonNull::new(channel).ok_or_else(|| Error::last("ibv_create_comp_channel"))?;
         let depth = i32::try_from(capacity.sends + capacity.receives).unwrap_or(i32::MAX);
         // SAFETY: context and channel are open; no context pointer, and vector 0 always exists.
-        let completions = unsafe {
-            ib::ibv_create_cq(context, depth, ptr::null_mut(), channel.as_ptr(), 0)
-        };
+        let completions =
+            unsafe { ib::ibv_create_cq(context, depth, ptr::null_mut(), channel.as_ptr(), 0) };
         let Some(completions) = NonNull::new(completions) else {
             let error = Error::last("ibv_create_cq");
             // SAFETY: made above and used by nothing.
@@ -125,6 +125,7 @@ impl QueuePair {
             events_unacknowledged: 0,
             sent: VecDeque::new(),
             first_sent: 0,
+            sent_bytes: 0,
             posted: VecDeque::new(),
             first_posted: 0,
             capacity,
@@ -229,6 +230,12 @@ impl QueuePair {
         self.sent.len()
     }
 
+    /// Bytes of them that still hold buffers.
+    #[must_use]
+    pub fn bytes_in_flight(&self) -> usize {
+        self.sent_bytes
+    }
+
     #[must_use]
     pub fn receives_posted(&self) -> usize {
         self.posted.len()
@@ -264,9 +271,8 @@ impl QueuePair {
         // SAFETY: the queue pair lives; request and entry are read during the call only. The
         // buffer that the device writes to is in `posted`, where nothing else touches it, until
         // its completion or the end of the queue pair.
-        let result = unsafe {
-            ib::ibv_post_recv(self.pair.as_ptr(), &raw mut request, &raw mut refused)
-        };
+        let result =
+            unsafe { ib::ibv_post_recv(self.pair.as_ptr(), &raw mut request, &raw mut refused) };
         Error::check("ibv_post_recv", result)
     }
 
@@ -316,6 +322,7 @@ impl QueuePair {
                 return Err(Error::Unregistered);
             }
             requests.push(Request { start, parts, inline });
+            self.sent_bytes += bytes(&message);
             self.sent.push_back(message);
         }
         let entries = self.entries.as_mut_ptr();
@@ -347,14 +354,14 @@ impl QueuePair {
         // SAFETY: the queue pair lives; the requests are read during the call only. What they
         // point to is kept in `sent` until a completion says that the device is done, or until the
         // end of the queue pair; nobody writes to it, since payloads only read.
-        let result =
-            unsafe { ib::ibv_post_send(self.pair.as_ptr(), first, &raw mut refused) };
+        let result = unsafe { ib::ibv_post_send(self.pair.as_ptr(), first, &raw mut refused) };
         Error::check("ibv_post_send", result)?;
         // Inline data was copied: its buffers are free at once.
         for (index, request) in requests.iter().enumerate() {
             if request.inline
                 && let Some(message) = self.sent.get_mut(first_new + index)
             {
+                self.sent_bytes -= bytes(message);
                 message.clear();
             }
         }
@@ -372,9 +379,8 @@ impl QueuePair {
             unsafe { MaybeUninit::uninit().assume_init() };
         let room = i32::try_from(POLL_MAX).unwrap_or(1);
         // SAFETY: the completion queue lives and the array has as many places as said.
-        let count = unsafe {
-            ib::ibv_poll_cq(self.completions.as_ptr(), room, found.as_mut_ptr().cast())
-        };
+        let count =
+            unsafe { ib::ibv_poll_cq(self.completions.as_ptr(), room, found.as_mut_ptr().cast()) };
         let count = usize::try_from(count).map_err(|_| Error::last("ibv_poll_cq"))?;
         let mut failed = Ok(());
         for completion in found.iter().take(count) {
@@ -397,7 +403,10 @@ impl QueuePair {
     }
 
     fn sent_up_to(&mut self, number: u64) {
-        while self.first_sent <= number && self.sent.pop_front().is_some() {
+        while self.first_sent <= number
+            && let Some(message) = self.sent.pop_front()
+        {
+            self.sent_bytes -= bytes(&message);
             self.first_sent += 1;
         }
     }
@@ -431,24 +440,22 @@ impl QueuePair {
         Error::check("ibv_req_notify_cq", result)
     }
 
-    /// Reads the notices off the descriptor. True when there was one.
-    pub fn read_notices(&mut self) -> bool {
-        let mut any = false;
-        loop {
-            let (mut queue, mut context) = (ptr::null_mut(), ptr::null_mut());
-            // SAFETY: the channel lives and does not block; the pointers are to places for one.
-            let result = unsafe {
-                ib::ibv_get_cq_event(self.channel.as_ptr(), &raw mut queue, &raw mut context)
-            };
-            if result != 0 {
-                return any;
-            }
-            any = true;
-            self.events_unacknowledged += 1;
-            if self.events_unacknowledged >= 1024 {
-                self.acknowledge_notices();
-            }
+    /// Takes one notice off the descriptor: there is at most one for each [`Self::arm`]. False when
+    /// there was none.
+    pub fn read_notice(&mut self) -> bool {
+        let (mut queue, mut context) = (ptr::null_mut(), ptr::null_mut());
+        // SAFETY: the channel lives and does not block; the pointers are to places for one.
+        let result = unsafe {
+            ib::ibv_get_cq_event(self.channel.as_ptr(), &raw mut queue, &raw mut context)
+        };
+        if result != 0 {
+            return false;
         }
+        self.events_unacknowledged += 1;
+        if self.events_unacknowledged >= 1024 {
+            self.acknowledge_notices();
+        }
+        true
     }
 
     fn acknowledge_notices(&mut self) {
