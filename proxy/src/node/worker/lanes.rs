@@ -86,6 +86,8 @@ impl Worker {
             );
             slot.mux.abandon(self.now);
             slot.carrier = Carrier::None;
+            // It was that process which was draining; who comes in its place takes streams.
+            slot.draining = false;
             self.pass_waiting(key, PassthroughReason::PeerUnavailable);
             self.serve(key);
         }

@@ -378,3 +378,21 @@ fn streams_are_reset_when_the_peer_is_gone() {
     let error = client.read(&mut [0; 1]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }
+
+/// As when its daemon is rolled.
+#[test]
+fn a_peer_that_drained_and_went_is_asked_for_again() {
+    let mut rig = Rig::new();
+    let (_listener, address) = server();
+    for command in
+        [Command::PeerDraining { peer: "b".into() }, Command::PeerGone { peer: "b".into() }]
+    {
+        assert!(rig.a.mailbox.push(command).is_ok());
+    }
+    let _client = rig.hand_over(address);
+    let deadline = Instant::now() + PATIENCE;
+    while !matches!(rig.a.requests.try_recv(), Ok(Request::NeedLane { .. })) {
+        assert!(Instant::now() < deadline, "no link was asked for");
+        std::thread::yield_now();
+    }
+}
