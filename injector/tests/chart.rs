@@ -74,7 +74,7 @@ fn check(object: &Value, title: &str) {
         "DaemonSet" => drop(strict::<DaemonSet>(object, title)),
         "Deployment" => drop(strict::<Deployment>(object, title)),
         "MutatingWebhookConfiguration" => {
-            drop(strict::<MutatingWebhookConfiguration>(object, title))
+            drop(strict::<MutatingWebhookConfiguration>(object, title));
         }
         "NetworkPolicy" => drop(strict::<NetworkPolicy>(object, title)),
         "Pod" => drop(strict::<Pod>(object, title)),

@@ -60,7 +60,7 @@ pub(super) fn all(
         let (api, store, metrics) =
             (Api::<K>::all(client.clone()), Arc::clone(store), Arc::clone(metrics));
         tokio::spawn(async move {
-            Watch { api, store, metrics, failures: 0, is_fresh: false }.run().await
+            Watch { api, store, metrics, failures: 0, is_fresh: false }.run().await;
         })
     }
     vec![
