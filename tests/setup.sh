@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that building (group `build`) or the lab (group `lab`: demo, end-to-end
-# tests, benchmark) needs. Installs nothing that is there, starts no service, and leaves none enabled
-# that it brought.
+# Installs the Debian packages that building (group `build`), the lab (group `lab`: demo, end-to-end
+# tests, benchmark) or the guests (group `guest`: the Soft-RoCE lab) need. Installs nothing that is
+# there, starts no service, and leaves none enabled that it brought. The guests' kernel is downloaded
+# and unpacked to target/guest/kernel, not installed.
 #
-#   tests/setup.sh [--check] [build|lab]...      no group: both
+#   tests/setup.sh [--check] [build|lab|guest]...      no group: all
 #
 # --check changes nothing: it exits with 1 and names what is missing.
 set -euo pipefail
@@ -15,6 +16,11 @@ lab_packages=(
   iproute2 nftables util-linux curl iperf3 sockperf wrk nginx-light libnginx-mod-stream redis-server
   redis-tools postgresql haproxy openssh-server openssh-client
 )
+# Emulator, initial file system, and what looks at RDMA devices inside.
+guest_packages=(
+  qemu-system-x86 busybox-static kmod cpio util-linux rdma-core ibverbs-utils perftest rdmacm-utils tcpdump
+)
+kernel_dir=${CARGO_TARGET_DIR:-$(dirname "$0")/../target}/guest/kernel
 # The service that a package would start and enable, and the process that would then run.
 declare -A units=(
   [nginx-light]=nginx [redis-server]=redis-server [postgresql]=postgresql [haproxy]=haproxy
@@ -32,11 +38,11 @@ groups=()
 for argument in "$@"; do
   case $argument in
     --check) check_only=true ;;
-    build | lab) groups+=("$argument") ;;
-    *) fail "unknown argument '$argument'; usage: tests/setup.sh [--check] [build|lab]..." ;;
+    build | lab | guest) groups+=("$argument") ;;
+    *) fail "unknown argument '$argument'; usage: tests/setup.sh [--check] [build|lab|guest]..." ;;
   esac
 done
-[[ ${#groups[@]} -gt 0 ]] || groups=(build lab)
+[[ ${#groups[@]} -gt 0 ]] || groups=(build lab guest)
 
 wanted=()
 for group in "${groups[@]}"; do
@@ -56,24 +62,65 @@ missing_of() {
   done
 }
 
+kernel_is_missing() {
+  [[ " ${groups[*]} " == *" guest "* ]] && ! compgen -G "$kernel_dir/boot/vmlinuz-*" >/dev/null
+}
+
+# The kernel that Debian's metapackage stands for, with its modules; unpacked beside and renamed, lest
+# half of one is taken for a whole.
+fetch_kernel() {
+  local new package
+  new=$kernel_dir.new
+  rm -rf "$new" "$kernel_dir"
+  mkdir -p "$new"
+  package=$(apt-cache depends linux-image-amd64 | sed -n 's/^ *Depends: *//p' | head -n 1)
+  [[ -n $package ]] || fail "apt does not know linux-image-amd64: the guests need an amd64 Debian"
+  echo "fetching: $package, for the guests"
+  (cd "$new" && apt-get download --quiet=2 "$package") || return 1
+  dpkg-deb -x "$new"/*.deb "$new"
+  rm -rf "$new"/*.deb "$new/usr"
+  PATH=$PATH:/usr/sbin:/sbin depmod -b "$new" "$(ls "$new/lib/modules")"
+  mv "$new" "$kernel_dir"
+}
+
 # Names of the daemons that run, one line each; `pgrep` may not be there.
 running() {
   cat /proc/[0-9]*/comm 2>/dev/null | grep -xE "$daemons" || true
 }
 
 mapfile -t missing < <(missing_of "${wanted[@]}")
-if [[ ${#missing[@]} -eq 0 ]]; then
-  exit 0
-fi
 if $check_only; then
-  echo "missing packages: ${missing[*]} (\`make setup\` installs them)" >&2
-  exit 1
+  status=0
+  if [[ ${#missing[@]} -gt 0 ]]; then
+    echo "missing packages: ${missing[*]} (\`make setup\` installs them)" >&2
+    status=1
+  fi
+  if kernel_is_missing; then
+    echo "missing: the guests' kernel in $kernel_dir (\`make setup\` fetches it)" >&2
+    status=1
+  fi
+  exit "$status"
 fi
 
 as_root=()
 if [[ $(id -u) -ne 0 ]]; then
-  command -v sudo >/dev/null || fail "packages are missing (${missing[*]}) and only root can install them"
+  if [[ ${#missing[@]} -gt 0 ]] && ! command -v sudo >/dev/null; then
+    fail "packages are missing (${missing[*]}) and only root can install them"
+  fi
   as_root=(sudo)
+fi
+
+finish() {
+  if kernel_is_missing; then
+    fetch_kernel 2>/dev/null || {
+      "${as_root[@]}" apt-get update --quiet=2
+      fetch_kernel || fail "the guests' kernel could not be fetched"
+    }
+  fi
+  exit 0
+}
+if [[ ${#missing[@]} -eq 0 ]]; then
+  finish
 fi
 
 echo "installing: ${missing[*]}"
@@ -108,3 +155,4 @@ if [[ $(running | wc -l) -gt $running_before ]]; then
 fi
 mapfile -t missing < <(missing_of "${wanted[@]}")
 [[ ${#missing[@]} -eq 0 ]] || fail "still missing after the installation: ${missing[*]}"
+finish

@@ -51,6 +51,17 @@ static RANGES: &[Range] = &[
     range!(sidecar.reconnect_backoff_max_ms, 1, 10 * MINUTE_MS),
     range!(node.workers, 1, 256),
     range!(node.polling_spin_us, 1, 10_000),
+    range!(node.verbs.port, 0, 255),
+    range!(node.verbs.traffic_class, 0, 255),
+    range!(node.verbs.service_level, 0, 15),
+    range!(node.verbs.timeout_exponent, 8, 22),
+    // With 7 some devices never find out that a peer has died.
+    range!(node.verbs.retry_count, 0, 6),
+    range!(node.verbs.rnr_retry_count, 0, 7),
+    range!(node.verbs.inline_bytes_max, 0, 4_096),
+    range!(node.verbs.receive_bytes, 1 << 20, 64 << 30),
+    range!(node.verbs.renew_min_ms, 10, 10 * MINUTE_MS),
+    range!(node.verbs.renew_max_ms, 10, HOUR_MS),
     range!(node.limits.peers_max, 1, 100_000),
     range!(node.limits.streams_max, 1, 1_000_000),
     range!(node.limits.streams_per_pod_max, 1, 1_000_000),
@@ -98,6 +109,7 @@ pub(crate) fn check(config: &Config) -> Vec<Finding> {
     capture(&config.capture, &mut found);
     sidecar(config, &mut found);
     node(&config.node, &mut found);
+    verbs(&config.node, &mut found);
     limits(&config.node, &mut found);
     timeouts(&config.node, &mut found);
     check_injector::check(config, &mut found);
@@ -216,6 +228,27 @@ fn node(node: &Node, found: &mut Vec<Finding>) {
         for (path, _) in tls.iter().filter(|(_, path)| absent(path)) {
             found.push(finding(keys(path), "is missing: ca, cert and key belong together"));
         }
+    }
+}
+
+fn verbs(node: &Node, found: &mut Vec<Finding>) {
+    let verbs = &node.verbs;
+    in_order(
+        ("node.verbs.renew_min_ms", verbs.renew_min_ms),
+        ("node.verbs.renew_max_ms", verbs.renew_max_ms),
+        found,
+    );
+    // Below, a lane has too few credits to keep going.
+    const MESSAGES_MIN: u64 = 16;
+    let bytes_min = MESSAGES_MIN * u64::from(node.limits.message_bytes_max);
+    if verbs.receive_bytes < bytes_min {
+        let problem = format!(
+            "must hold {MESSAGES_MIN} messages of node.limits.message_bytes_max: at least {bytes_min} bytes"
+        );
+        found.push(finding(keys("node.verbs.receive_bytes"), problem));
+    }
+    if !(-1..=255).contains(&verbs.gid_index) {
+        found.push(finding(keys("node.verbs.gid_index"), "must be -1 (by itself) or 0..=255"));
     }
 }
 

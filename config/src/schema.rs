@@ -84,6 +84,7 @@ pub struct Node {
     /// Longest time a worker polls without sleeping after its last event (`polling: adaptive`).
     pub polling_spin_us: u64,
     pub fabric: Fabric,
+    pub verbs: Verbs,
     /// Whether the payload of `tcp` links is encrypted. The handshake always is.
     pub encrypt: bool,
     pub tls: Tls,
@@ -111,8 +112,36 @@ pub enum Polling {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Fabric {
+    /// `verbs` where both ends have it, else `tcp`.
     Auto,
+    /// Nothing else: connections to peers without it pass through.
+    Verbs,
     Tcp,
+}
+
+/// RDMA devices and queue pairs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Verbs {
+    /// The device's name; empty: the one with a GID of the link's own address.
+    pub device: String,
+    /// The device's port; 0: the first that serves.
+    pub port: u8,
+    /// Index of the GID; -1: chosen by the link's own address.
+    pub gid_index: i16,
+    pub traffic_class: u8,
+    pub service_level: u8,
+    /// A packet without an acknowledgement is sent again after 4.096 µs to the power of this.
+    pub timeout_exponent: u8,
+    pub retry_count: u8,
+    pub rnr_retry_count: u8,
+    /// Messages up to this size are copied into the work request.
+    pub inline_bytes_max: u32,
+    /// Registered memory of one worker for messages on their way in, shared by all its peers.
+    pub receive_bytes: u64,
+    /// A lane that had to go to `tcp` tries verbs again after this time, doubled each time.
+    pub renew_min_ms: u64,
+    pub renew_max_ms: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
@@ -421,6 +450,7 @@ impl Default for Node {
             polling: Polling::Off,
             polling_spin_us: 50,
             fabric: Fabric::Auto,
+            verbs: Verbs::default(),
             encrypt: true,
             tls: Tls::default(),
             directory: Directory::default(),
@@ -461,6 +491,25 @@ impl Default for Authority {
             service: "rdmesh-injector".into(),
             webhook: "rdmesh-injector".into(),
             node_account: "rdmesh-node".into(),
+        }
+    }
+}
+
+impl Default for Verbs {
+    fn default() -> Self {
+        Self {
+            device: String::new(),
+            port: 0,
+            gid_index: -1,
+            traffic_class: 0,
+            service_level: 0,
+            timeout_exponent: 14,
+            retry_count: 6,
+            rnr_retry_count: 6,
+            inline_bytes_max: 220,
+            receive_bytes: 64 << 20,
+            renew_min_ms: 1_000,
+            renew_max_ms: 30_000,
         }
     }
 }

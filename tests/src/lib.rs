@@ -7,7 +7,9 @@
 
 pub mod bench;
 pub mod binary;
+pub mod guest;
 pub mod payload;
+pub mod rdma;
 pub mod sockets;
 
 pub use payload::Pattern;

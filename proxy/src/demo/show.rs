@@ -214,16 +214,21 @@ fn judge(proof: &Proof) -> Result<()> {
     Ok(())
 }
 
-fn print_report(report: &Report, encrypt: bool) {
+/// The table of figures.
+pub fn print_rows(rows: &[Row]) {
     println!();
     println!("{:<32} {:>6} {:>12} {:>12} {:>8}", "workload", "unit", "direct", "meshed", "ratio");
-    for row in &report.rows {
+    for row in rows {
         let better = if row.lower_is_better { " (less is better)" } else { "" };
         println!(
             "{:<32} {:>6} {:>12.2} {:>12.2} {:>8.2}{better}",
             row.workload, row.unit, row.direct, row.meshed, row.ratio
         );
     }
+}
+
+fn print_report(report: &Report, encrypt: bool) {
+    print_rows(&report.rows);
     let proof = &report.proof;
     println!();
     println!("payload between nodes: {}", if encrypt { "TLS 1.3" } else { "plain" });
@@ -235,7 +240,8 @@ fn print_report(report: &Report, encrypt: bool) {
     println!();
 }
 
-fn size(bytes: f64) -> String {
+/// A number of bytes for people.
+pub fn size(bytes: f64) -> String {
     if bytes >= 1e9 { format!("{:.3} GB", bytes / 1e9) } else { format!("{:.3} MB", bytes / 1e6) }
 }
 

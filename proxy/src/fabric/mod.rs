@@ -3,8 +3,13 @@
 //! A link keeps order, delivers whole messages and reports that it broke; what was lost with it is
 //! the lane's to send again. What a link does not do: know streams, or choose another link.
 
+mod negotiate;
 pub mod select;
 mod tcp;
+#[cfg(feature = "verbs")]
+mod verbs;
+
+pub use negotiate::{Absence, Why};
 
 use crate::mux::{self, Transmit};
 use rdmesh_sys::slab::Payload;
@@ -43,6 +48,14 @@ pub enum Broken {
     Io(#[from] std::io::Error),
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
+    #[error("RDMA device: {0}")]
+    Device(String),
+    #[error("queue pair: {0}")]
+    Completion(&'static str),
+    #[error("node.fabric is verbs, but: {0}")]
+    NoVerbs(String),
+    #[error("negotiation of the fabric: {0}")]
+    Negotiation(&'static str),
     #[error("message framing: {0}")]
     Framing(#[from] mux::ProtocolError),
 }
@@ -64,6 +77,11 @@ pub trait Link {
     fn flush(&mut self) -> Result<(), Broken>;
     /// Appends complete messages to `messages`, up to a fair share at a time.
     fn receive(&mut self, messages: &mut Vec<Payload>) -> Result<Received, Broken>;
+    /// How many receive buffers were posted anew since the last call: the peer may send so many
+    /// messages more.
+    fn granted(&mut self) -> u32;
     /// Readable: call `receive`. Writable: call `flush`. Edge-triggered use is fine.
     fn descriptor(&self) -> BorrowedFd<'_>;
+    /// The connection that it was negotiated on.
+    fn connection(&self) -> BorrowedFd<'_>;
 }

@@ -1,23 +1,171 @@
 //! The one place that names the back ends.
 
+use super::negotiate::{Connection, Negotiator, Outcome, Why};
 use super::tcp::TcpLink;
-use super::{Broken, Established, Link};
+#[cfg(feature = "verbs")]
+use super::verbs::{Prepared, Verbs, VerbsLink};
+use super::{Absence, Broken, Established, Link};
+use rdmesh_config::{Fabric, Node};
 use rdmesh_sys::slab::Slab;
 use std::io;
+use std::os::fd::BorrowedFd;
 
-/// Makes the link for an authenticated connection. `receive` is the memory messages arrive in.
-///
-/// # Errors
-/// When the socket refuses its options or the slab is empty.
-pub fn link(established: Established, receive: &Slab) -> Result<Box<dyn Link>, Broken> {
-    Ok(Box::new(TcpLink::new(established, receive)?))
+/// What a link turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Tcp,
+    Verbs,
 }
 
-/// Memory for the messages that a worker receives: enough buffers for what slow streams hold back
-/// under `window_budget_bytes`, in the size the back ends read best.
-///
-/// # Errors
-/// What the mapping says.
-pub fn receive_slab(message_bytes_max: usize, window_budget_bytes: u64) -> io::Result<Slab> {
-    super::tcp::receive_slab(message_bytes_max, window_budget_bytes)
+/// The back ends of one worker and the memory that they receive into.
+pub struct Fabrics {
+    choice: Fabric,
+    credits: u32,
+    receive: Slab,
+    #[cfg(feature = "verbs")]
+    verbs: Verbs,
+}
+
+/// A link that is ready to carry messages.
+pub struct Ready {
+    pub link: Box<dyn Link>,
+    pub kind: Kind,
+    /// Receive buffers that the peer may fill.
+    pub credits: u32,
+    /// Why it is not verbs: this node's reason, with its particulars, and the peer's.
+    pub own: Option<Why>,
+    pub peer: Option<Absence>,
+}
+
+/// A link whose two ends still find out what it will be.
+pub struct Negotiation {
+    choice: Fabric,
+    credits: u32,
+    receive: Slab,
+    negotiator: Negotiator<Queue>,
+}
+
+#[cfg(feature = "verbs")]
+type Queue = Prepared;
+#[cfg(not(feature = "verbs"))]
+type Queue = super::negotiate::Nothing;
+
+impl Fabrics {
+    /// `sends` is the memory that messages leave from.
+    ///
+    /// # Errors
+    /// When there is no address space for the messages that arrive.
+    pub fn new(node: &Node, sends: &Slab) -> io::Result<Self> {
+        let message_bytes_max = node.limits.message_bytes_max as usize;
+        let budget_bytes = node.limits.window_budget_bytes / u64::from(node.workers.max(1));
+        let receive = super::tcp::receive_slab(message_bytes_max, budget_bytes)?;
+        let credits = node.limits.lane_credits;
+        #[cfg(not(feature = "verbs"))]
+        let _ = sends;
+        Ok(Self {
+            choice: node.fabric,
+            credits,
+            #[cfg(feature = "verbs")]
+            verbs: Verbs::new(
+                node.verbs.clone(),
+                credits,
+                message_bytes_max,
+                sends.clone(),
+                receive.clone(),
+            ),
+            receive,
+        })
+    }
+
+    /// Memory for the messages that this worker receives: enough buffers for what slow streams hold
+    /// back under the window budget, in the size the back ends read best.
+    #[must_use]
+    pub fn receive_slab(&self) -> &Slab {
+        &self.receive
+    }
+
+    /// Starts to find out what an authenticated connection becomes. With `hold_off` this end keeps
+    /// to the connection, because verbs failed a short while ago.
+    ///
+    /// # Errors
+    /// When the socket is of no use.
+    pub fn negotiate(
+        &mut self,
+        established: Established,
+        hold_off: bool,
+    ) -> Result<Negotiation, Broken> {
+        let queue = match self.choice {
+            Fabric::Tcp => Err(Absence::Off.into()),
+            Fabric::Auto if hold_off => Err(Absence::RecentFailure.into()),
+            Fabric::Auto | Fabric::Verbs => self.queue(&established)?,
+        };
+        Ok(Negotiation {
+            choice: self.choice,
+            credits: self.credits,
+            receive: self.receive.clone(),
+            negotiator: Negotiator::new(established, queue)?,
+        })
+    }
+
+    #[cfg(feature = "verbs")]
+    fn queue(&mut self, established: &Established) -> Result<Result<Queue, Why>, Broken> {
+        let local = established.socket.local_addr()?.ip().to_canonical();
+        Ok(self.verbs.prepare(local))
+    }
+
+    #[cfg(not(feature = "verbs"))]
+    fn queue(&mut self, _: &Established) -> Result<Result<Queue, Why>, Broken> {
+        Ok(Err(Absence::NotBuilt.into()))
+    }
+}
+
+impl Negotiation {
+    /// Goes on as far as it can now. `None`: wait for the descriptor.
+    ///
+    /// # Errors
+    /// When the connection broke, or became what the configuration does not allow.
+    pub fn step(&mut self) -> Result<Option<Ready>, Broken> {
+        match self.negotiator.step()? {
+            None => Ok(None),
+            Some(Outcome::QueuePair(connection, queue)) => queue_link(connection, queue).map(Some),
+            Some(Outcome::Connection { own, peer, .. }) if self.choice == Fabric::Verbs => {
+                Err(Broken::NoVerbs(reason(own.as_ref(), peer)))
+            }
+            Some(Outcome::Connection { connection: Connection { socket, tls }, own, peer }) => {
+                let link = Box::new(TcpLink::new(socket, tls, &self.receive)?);
+                Ok(Some(Ready { link, kind: Kind::Tcp, credits: self.credits, own, peer }))
+            }
+        }
+    }
+
+    /// # Errors
+    /// After the end of the negotiation.
+    pub fn descriptor(&self) -> io::Result<BorrowedFd<'_>> {
+        self.negotiator.descriptor()
+    }
+}
+
+/// Why a link is not verbs, for the operator.
+#[must_use]
+pub fn reason(own: Option<&Why>, peer: Option<Absence>) -> String {
+    match (own, peer) {
+        (Some(own), None) => format!("this node: {own}"),
+        (None, Some(peer)) => format!("the peer: {}", peer.as_str()),
+        (Some(own), Some(peer)) => format!("this node: {own}; the peer: {}", peer.as_str()),
+        (None, None) => "no reason was given".to_owned(),
+    }
+}
+
+#[cfg(feature = "verbs")]
+fn queue_link(connection: Connection, queue: Queue) -> Result<Ready, Broken> {
+    let credits = queue.receives();
+    let device = queue.device_name().to_owned();
+    let link = Box::new(VerbsLink::new(connection, queue)?);
+    tracing::debug!(device, credits, "queue pair is connected");
+    Ok(Ready { link, kind: Kind::Verbs, credits, own: None, peer: None })
+}
+
+#[cfg(not(feature = "verbs"))]
+fn queue_link(_: Connection, queue: Queue) -> Result<Ready, Broken> {
+    match queue {}
 }

@@ -5,8 +5,8 @@
 use super::control::NodeMetrics;
 use super::family::{Family, Kind, Sample};
 use super::labels::{
-    Direction, FabricKind, FailoverReason, HandoffOutcome, Outcome, PassthroughReason,
-    PeerRejected, PolicyDirection, ReloadOutcome, Role, SlabState,
+    CompletionStatus, Direction, FabricKind, FailoverReason, HandoffOutcome, Outcome,
+    PassthroughReason, PeerRejected, PolicyDirection, ReloadOutcome, Role, SlabState,
 };
 use super::worker::{OPEN_BUCKETS_SECONDS, WorkerMetrics};
 use prometheus::core::{Collector, Desc};
@@ -53,6 +53,11 @@ const LANE_UP: Family = gauge(
 );
 const LANE_FAILOVERS: Family =
     counter("rdmesh_lane_failovers_total", &["reason"], "Links that lanes lost, by why.");
+const VERBS_COMPLETION_ERRORS: Family = counter(
+    "rdmesh_verbs_completion_errors_total",
+    &["status"],
+    "Queue pairs that failed, by the status of the completion that told.",
+);
 const LINK_MESSAGES: Family = counter(
     "rdmesh_link_messages_total",
     &["direction", "fabric"],
@@ -83,7 +88,7 @@ const DIRECTORY_RELOADS: Family =
 const DIRECTORY_GENERATION: Family =
     gauge("rdmesh_directory_generation", &[], "Number of the directory snapshot in use.");
 
-const FAMILIES: [&Family; 17] = [
+const FAMILIES: [&Family; 18] = [
     &STREAMS_ACTIVE,
     &STREAMS,
     &STREAM_BYTES,
@@ -91,6 +96,7 @@ const FAMILIES: [&Family; 17] = [
     &PASSTHROUGH,
     &LANE_UP,
     &LANE_FAILOVERS,
+    &VERBS_COMPLETION_ERRORS,
     &LINK_MESSAGES,
     &MESSAGES_RESENT,
     &SLAB_BYTES,
@@ -207,6 +213,13 @@ impl NodeCollector {
         out.push(LANE_FAILOVERS.collect(
             FailoverReason::ALL.iter().map(|r| of(r.as_str(), &node.failovers[r.index()])),
         ));
+        out.push(
+            VERBS_COMPLETION_ERRORS.collect(
+                CompletionStatus::ALL
+                    .iter()
+                    .map(|s| of(s.as_str(), &node.completion_errors[s.index()])),
+            ),
+        );
         out.push(PEER_REJECTED.collect(
             PeerRejected::ALL.iter().map(|r| of(r.as_str(), &node.peer_rejected[r.index()])),
         ));

@@ -1,7 +1,8 @@
 //! Counters of the control side: peers, lanes, directory, handoff that no worker has seen yet.
 
 use super::labels::{
-    FabricKind, FailoverReason, HandoffOutcome, PassthroughReason, PeerRejected, ReloadOutcome,
+    CompletionStatus, FabricKind, FailoverReason, HandoffOutcome, PassthroughReason, PeerRejected,
+    ReloadOutcome,
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -21,6 +22,7 @@ pub struct NodeMetrics {
     pub(super) directory_generation: AtomicU64,
     pub(super) handoff: [AtomicU64; HandoffOutcome::COUNT],
     pub(super) passthrough: [AtomicU64; PassthroughReason::COUNT],
+    pub(super) completion_errors: [AtomicU64; CompletionStatus::COUNT],
 }
 
 impl Default for NodeMetrics {
@@ -40,6 +42,7 @@ impl NodeMetrics {
             directory_generation: AtomicU64::new(0),
             handoff: std::array::from_fn(|_| AtomicU64::new(0)),
             passthrough: std::array::from_fn(|_| AtomicU64::new(0)),
+            completion_errors: std::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
 
@@ -88,6 +91,10 @@ impl NodeMetrics {
 
     pub fn handoff(&self, outcome: HandoffOutcome) {
         self.handoff[outcome.index()].fetch_add(1, Relaxed);
+    }
+
+    pub fn completion_error(&self, status: CompletionStatus) {
+        self.completion_errors[status.index()].fetch_add(1, Relaxed);
     }
 
     pub fn passthrough(&self, reason: PassthroughReason) {

@@ -247,3 +247,29 @@ mod tests {
         assert_eq!(serde_json::to_string(&Outcome::LaneLost).unwrap(), "\"lane_lost\"");
     }
 }
+
+label! {
+    /// How a work request of a queue pair failed.
+    CompletionStatus {
+        /// The peer did not acknowledge in time, as often as it was sent again.
+        RetryExceeded => "retry_exc_err",
+        /// The peer had no buffer posted: a defect of one of the two.
+        ReceiverNotReady => "rnr_retry_exc_err",
+        /// The queue pair had failed before.
+        Flushed => "wr_flush_err",
+        /// The message was longer than the buffer.
+        LocalLength => "loc_len_err",
+        LocalProtection => "loc_prot_err",
+        RemoteAccess => "rem_access_err",
+        RemoteOperation => "rem_op_err",
+        Other => "other",
+    }
+}
+
+impl CompletionStatus {
+    /// By the name that the verbs library has for it.
+    #[must_use]
+    pub fn from_name(name: &str) -> Self {
+        Self::ALL.iter().copied().find(|s| s.as_str() == name).unwrap_or(Self::Other)
+    }
+}

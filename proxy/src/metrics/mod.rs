@@ -13,8 +13,8 @@ mod worker;
 
 pub use control::NodeMetrics;
 pub use labels::{
-    Direction, FabricKind, FailoverReason, HandoffOutcome, Outcome, PassthroughReason,
-    PeerRejected, PolicyDirection, ReloadOutcome, Role, SlabState,
+    CompletionStatus, Direction, FabricKind, FailoverReason, HandoffOutcome, Outcome,
+    PassthroughReason, PeerRejected, PolicyDirection, ReloadOutcome, Role, SlabState,
 };
 pub use worker::WorkerMetrics;
 

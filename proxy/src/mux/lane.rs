@@ -192,12 +192,17 @@ impl<P: Payload> Lane<P> {
 
     /// A fresh link, with `LaneConfig::credits` receive buffers posted.
     pub fn link_up(&mut self, now: Instant) {
+        self.link_up_with(self.config.credits, now);
+    }
+
+    /// A fresh link with this many receive buffers posted, at least four.
+    pub fn link_up_with(&mut self, credits: u32, now: Instant) {
         self.tick(now);
         if self.link.state != LinkState::Down {
             self.link_down(now);
         }
         let ping_at_us = self.now_us + micros(self.config.keepalive_interval);
-        self.link = Link::new(LinkState::Handshake, self.config.credits, self.now_us, ping_at_us);
+        self.link = Link::new(LinkState::Handshake, credits, self.now_us, ping_at_us);
     }
 
     /// The link died. The lane waits for another.

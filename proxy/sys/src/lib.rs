@@ -1,5 +1,5 @@
 //! Everything in rdmesh that needs `unsafe`, behind safe interfaces: slab memory, netlink
-//! expressions that nftnl lacks, socket options that no safe crate offers.
+//! expressions that nftnl lacks, socket options that no safe crate offers, RDMA verbs.
 //!
 //! What it does not do: decide anything. No policy, no protocol, no logging.
 
@@ -8,3 +8,5 @@ pub mod readiness;
 pub mod slab;
 pub mod sockopt;
 pub mod uring;
+#[cfg(feature = "verbs")]
+pub mod verbs;

@@ -92,6 +92,23 @@ impl Slab {
         self.inner.buffer_bytes
     }
 
+    /// The whole mapping, for registration with a device. Whoever registers keeps a clone of the
+    /// slab for as long.
+    #[cfg(feature = "verbs")]
+    pub(crate) fn region(&self) -> (NonNull<u8>, usize) {
+        (self.inner.base, self.inner.mapping_bytes())
+    }
+
+    #[cfg(feature = "verbs")]
+    pub(crate) fn holds(&self, payload: &Payload) -> bool {
+        Rc::ptr_eq(&self.inner, &payload.inner)
+    }
+
+    #[cfg(feature = "verbs")]
+    pub(crate) fn owns(&self, buffer: &BufMut) -> bool {
+        Rc::ptr_eq(&self.inner, &buffer.inner)
+    }
+
     #[must_use]
     pub fn buffers_free(&self) -> usize {
         self.inner.free.borrow().len()

@@ -6,7 +6,7 @@
 
 use super::process::Process;
 use super::scrape::{self, Metrics};
-use super::{Lab, Node, Pod, topology};
+use super::{Lab, Node, Place, Pod, topology};
 use anyhow::{Context, Result};
 use rdmesh_config::{Config, DirectoryFile, NodeEntry, PodEntry, Tls};
 use std::collections::BTreeMap;
@@ -33,16 +33,14 @@ pub struct State {
 }
 
 impl State {
-    pub(super) fn new(nodes: &[Node], pods: &[Pod]) -> Self {
+    pub(super) fn new(pods: &[Place]) -> Self {
         let port = Config::default().node.listen.port();
+        let node = |number| NodeEntry {
+            name: topology::node_name(number),
+            address: SocketAddr::new(topology::node_v4(number).into(), port),
+        };
         let directory = DirectoryFile {
-            nodes: nodes
-                .iter()
-                .map(|node| NodeEntry {
-                    name: node.name.clone(),
-                    address: SocketAddr::new(topology::node_v4(node.number).into(), port),
-                })
-                .collect(),
+            nodes: vec![node(1), node(2)],
             pods: pods.iter().filter(|pod| pod.meshed).map(pod_entry).collect(),
             ..DirectoryFile::default()
         };
@@ -55,12 +53,15 @@ impl State {
     }
 }
 
-fn pod_entry(pod: &Pod) -> PodEntry {
+fn pod_entry(pod: &Place) -> PodEntry {
     PodEntry {
         name: format!("default/{}", pod.name),
-        uid: pod.uid.clone(),
-        node: format!("n{}", pod.node),
-        addresses: vec![pod.v4.into(), pod.v6.into()],
+        uid: pod.uid(),
+        node: topology::node_name(pod.node),
+        addresses: vec![
+            topology::pod_v4(pod.node, pod.index).into(),
+            topology::pod_v6(pod.node, pod.index).into(),
+        ],
         exclude_inbound_ports: Vec::new(),
         ..PodEntry::default()
     }
@@ -150,7 +151,7 @@ impl Lab {
         for node in self.nodes() {
             command.args(["--node", &node.name]);
         }
-        self.run(&self.node(1).netns, &mut command, READY_WITHIN).map(drop)
+        self.run(&self.nodes()[0].netns, &mut command, READY_WITHIN).map(drop)
     }
 
     pub fn certs_dir(&self) -> PathBuf {

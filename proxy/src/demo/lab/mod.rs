@@ -13,6 +13,7 @@ pub mod topology;
 use anyhow::{Context, Result};
 use netns::Netns;
 use process::{Finished, Process};
+use serde::{Deserialize, Serialize};
 use site::Site;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -24,12 +25,12 @@ use std::time::Duration;
 const FIRST_POD: u8 = 10;
 
 /// Which pods a lab has.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Plan {
     pods: Vec<PodPlan>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct PodPlan {
     name: String,
     node: u8,
@@ -58,6 +59,33 @@ impl Plan {
         assert!(node == 1 || node == 2, "there are nodes 1 and 2");
         self.pods.push(PodPlan { name: name.to_owned(), node, meshed });
         self
+    }
+
+    /// Where each pod is, the same on every machine that takes part.
+    fn places(&self) -> Vec<Place> {
+        let mut next = [FIRST_POD; 2];
+        let place = |pod: &PodPlan| {
+            let next = &mut next[usize::from(pod.node - 1)];
+            let index = *next;
+            *next += 1;
+            Place { name: pod.name.clone(), node: pod.node, index, meshed: pod.meshed }
+        };
+        self.pods.iter().map(place).collect()
+    }
+}
+
+/// A pod of the plan with its number within its node.
+#[derive(Debug)]
+struct Place {
+    name: String,
+    node: u8,
+    index: u8,
+    meshed: bool,
+}
+
+impl Place {
+    fn uid(&self) -> String {
+        format!("uid-{}", self.name)
     }
 }
 
@@ -97,42 +125,38 @@ impl Lab {
     /// that [`Lab::mesh_up`] will start.
     pub fn new(plan: &Plan, proxy: &Path) -> Result<Self> {
         let site = Site::new()?;
-        let mut names = vec!["n1", "n2"];
-        names.extend(plan.pods.iter().map(|pod| pod.name.as_str()));
+        let spaces = site.namespaces(&["n1", "n2"]).context("create the network namespaces")?;
+        topology::prepare(&spaces[0])?;
+        topology::prepare(&spaces[1])?;
+        topology::join_nodes(&spaces[0], &spaces[1])?;
+        let nodes = (1..).zip(&spaces).map(|(number, netns)| Node::new(number, netns)).collect();
+        Self::with_nodes(site, nodes, plan, proxy)
+    }
+
+    /// One node of a lab whose other node is another machine (a guest): `netns` is the node's
+    /// namespace, and its interface [`topology::UNDERLAY`] leads to the other one. Only the pods of
+    /// this node are made; the directory has them all.
+    pub fn at_node(plan: &Plan, number: u8, netns: &Netns, proxy: &Path) -> Result<Self> {
+        let site = Site::new()?;
+        topology::prepare(netns)?;
+        topology::node(netns, number, if number == 1 { 2 } else { 1 })?;
+        Self::with_nodes(site, vec![Node::new(number, netns)], plan, proxy)
+    }
+
+    fn with_nodes(site: Site, nodes: Vec<Node>, plan: &Plan, proxy: &Path) -> Result<Self> {
+        let places = plan.places();
+        let here = |number: u8| nodes.iter().find(|node| node.number == number);
+        let local: Vec<&Place> = places.iter().filter(|pod| here(pod.node).is_some()).collect();
+        let names: Vec<&str> = local.iter().map(|pod| pod.name.as_str()).collect();
         let spaces = site.namespaces(&names).context("create the network namespaces")?;
-        for netns in &spaces {
-            topology::prepare(netns)?;
-        }
-        let (node_spaces, pod_spaces) = spaces.split_at(2);
-        topology::join_nodes(&node_spaces[0], &node_spaces[1])?;
-        let nodes: Vec<Node> = (1_u8..)
-            .zip(node_spaces)
-            .map(|(number, netns)| Node {
-                name: format!("n{number}"),
-                number,
-                netns: netns.clone(),
-                process: Mutex::new(None),
-            })
-            .collect();
-        let mut next = [FIRST_POD; 2];
         let mut pods = Vec::new();
-        for (pod, netns) in plan.pods.iter().zip(pod_spaces) {
-            let slot = usize::from(pod.node - 1);
-            let index = next[slot];
-            next[slot] += 1;
-            topology::attach_pod(&nodes[slot].netns, netns, pod.node, index)?;
-            pods.push(Pod {
-                name: pod.name.clone(),
-                uid: format!("uid-{}", pod.name),
-                node: pod.node,
-                meshed: pod.meshed,
-                netns: netns.clone(),
-                v4: topology::pod_v4(pod.node, index),
-                v6: topology::pod_v6(pod.node, index),
-                sidecar: Mutex::new(None),
-            });
+        for (place, netns) in local.iter().zip(spaces) {
+            let node = here(place.node).context("the pod's node is here")?;
+            topology::prepare(&netns)?;
+            topology::attach_pod(&node.netns, &netns, place.node, place.index)?;
+            pods.push(Pod::new(place, netns));
         }
-        let mesh = Mutex::new(mesh::State::new(&nodes, &pods));
+        let mesh = Mutex::new(mesh::State::new(&places));
         Ok(Self { nodes, pods, mesh, proxy: proxy.to_owned(), site })
     }
 
@@ -143,8 +167,11 @@ impl Lab {
     }
 
     /// Node 1 or 2.
+    ///
+    /// # Panics
+    /// When the lab does not have it.
     pub fn node(&self, number: u8) -> &Node {
-        &self.nodes[usize::from(number - 1)]
+        self.nodes.iter().find(|node| node.number == number).expect("a node of this lab")
     }
 
     pub fn pods(&self) -> &[Pod] {
@@ -198,7 +225,27 @@ impl Lab {
     }
 }
 
+impl Node {
+    fn new(number: u8, netns: &Netns) -> Self {
+        let name = topology::node_name(number);
+        Self { name, number, netns: netns.clone(), process: Mutex::new(None) }
+    }
+}
+
 impl Pod {
+    fn new(place: &Place, netns: Netns) -> Self {
+        Self {
+            name: place.name.clone(),
+            uid: place.uid(),
+            node: place.node,
+            meshed: place.meshed,
+            netns,
+            v4: topology::pod_v4(place.node, place.index),
+            v6: topology::pod_v6(place.node, place.index),
+            sidecar: Mutex::new(None),
+        }
+    }
+
     /// Runs `f` on a thread inside the pod; see [`Netns::run`].
     pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
         self.netns.run(f)

@@ -31,6 +31,12 @@ impl Netns {
         Ok(Self { name: name.to_owned(), file: Arc::new(file) })
     }
 
+    /// Gives the namespace that this process lives in a name, and opens it.
+    pub fn name_own(name: &str) -> Result<Self> {
+        ip_batch(&[], &format!("netns attach {name} {}\n", std::process::id()))?;
+        Self::open(name)
+    }
+
     pub fn name(&self) -> &str {
         &self.name
     }

@@ -17,6 +17,10 @@ pub const CC: &str = "congctl cubic";
 
 pub const UNDERLAY: &str = "under0";
 
+pub fn node_name(number: u8) -> String {
+    format!("n{number}")
+}
+
 /// A node's addresses: `number` is 1 or 2.
 pub fn node_v4(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 168, 77, number)
@@ -60,7 +64,8 @@ pub fn join_nodes(n1: &Netns, n2: &Netns) -> Result<()> {
     node(n2, 2, 1)
 }
 
-fn node(netns: &Netns, number: u8, other: u8) -> Result<()> {
+/// Makes a namespace with an underlay's interface one of the two nodes.
+pub fn node(netns: &Netns, number: u8, other: u8) -> Result<()> {
     netns.sysctl("ipv4/ip_forward", "1")?;
     netns.sysctl("ipv6/conf/all/forwarding", "1")?;
     let (cni4, cni6) = (pod_v4(number, 1), pod_v6(number, 1));

@@ -3,7 +3,7 @@
 mod frame;
 mod tls;
 
-use super::{Broken, Established, Link, Received};
+use super::{Broken, Link, Received};
 use crate::mux::Transmit;
 use frame::Framer;
 use rdmesh_sys::slab::{Payload, Slab};
@@ -13,7 +13,6 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
-use tls::Session;
 
 /// Posted and not yet taken by the kernel: deep enough to fill one write, shallow enough that the
 /// lane's scheduler, not this queue, decides what goes next.
@@ -35,10 +34,14 @@ pub(super) fn receive_slab(message_bytes_max: usize, window_budget_bytes: u64) -
     Slab::new(u32::try_from(buffers).unwrap_or(u32::MAX), buffer_bytes)
 }
 
+pub(super) use tls::Session;
+
 pub(super) struct TcpLink {
     socket: TcpStream,
     tls: Option<Session>,
     framer: Framer,
+    /// Messages received since the last call of `granted`.
+    granted: u32,
     queue: VecDeque<Posted>,
     queued_bytes: usize,
 }
@@ -69,15 +72,17 @@ impl Posted {
 }
 
 impl TcpLink {
-    pub(super) fn new(established: Established, receive: &Slab) -> Result<Self, Broken> {
-        let Established { socket, tls } = established;
-        socket.set_nonblocking(true)?;
-        socket.set_nodelay(true)?;
+    pub(super) fn new(
+        socket: TcpStream,
+        tls: Option<Session>,
+        receive: &Slab,
+    ) -> Result<Self, Broken> {
         socket2::SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
         Ok(Self {
             socket,
-            tls: tls.map(Session::new),
+            tls,
             framer: Framer::new(receive.clone()),
+            granted: 0,
             queue: VecDeque::new(),
             queued_bytes: 0,
         })
@@ -157,7 +162,10 @@ impl Link for TcpLink {
                 None => return Ok(Received::Drained),
                 Some(0) => return Err(Broken::Closed),
                 Some(n) => {
+                    let before = messages.len();
                     self.framer.filled(n, messages)?;
+                    let new = messages.len() - before;
+                    self.granted += u32::try_from(new).unwrap_or(0);
                     // A short plain read has emptied the socket: the next edge tells of more.
                     if n < wanted && self.tls.is_none() {
                         return Ok(Received::Drained);
@@ -168,13 +176,21 @@ impl Link for TcpLink {
         Ok(Received::More)
     }
 
+    fn granted(&mut self) -> u32 {
+        std::mem::take(&mut self.granted)
+    }
+
     fn descriptor(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    fn connection(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }
 
 /// Sends without blocking; `None` when the socket takes nothing now.
-fn send(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<Option<usize>> {
+pub(super) fn send(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<Option<usize>> {
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
     loop {
         match rustix::net::sendmsg(
@@ -192,7 +208,7 @@ fn send(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<Option<usi
 }
 
 /// Receives without blocking; `None` when nothing is there, `Some(0)` at the end.
-fn receive(socket: BorrowedFd<'_>, space: &mut [u8]) -> io::Result<Option<usize>> {
+pub(super) fn receive(socket: BorrowedFd<'_>, space: &mut [u8]) -> io::Result<Option<usize>> {
     loop {
         match rustix::net::recv(socket, &mut *space, RecvFlags::DONTWAIT) {
             Ok((n, _)) => return Ok(Some(n)),

@@ -9,23 +9,28 @@ use std::net::TcpStream;
 /// Encrypted and not yet taken by the kernel, at most.
 const BUFFER_BYTES_MAX: usize = 256 << 10;
 
-pub(super) struct Session {
+pub(in crate::fabric) struct Session {
     connection: rustls::Connection,
     pending_bytes: usize,
 }
 
 impl Session {
-    pub(super) fn new(mut connection: rustls::Connection) -> Self {
+    pub(in crate::fabric) fn new(mut connection: rustls::Connection) -> Self {
         // The bound is ours (`has_room`): a limit of rustls's would cut messages short.
         connection.set_buffer_limit(None);
         Self { connection, pending_bytes: 0 }
     }
 
-    pub(super) fn has_room(&self) -> bool {
+    pub(in crate::fabric) fn has_room(&self) -> bool {
         self.pending_bytes < BUFFER_BYTES_MAX
     }
 
-    pub(super) fn encrypt(&mut self, message: &Transmit<Payload>) -> io::Result<()> {
+    pub(in crate::fabric) fn encrypt_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.pending_bytes += bytes.len();
+        self.connection.writer().write_all(bytes)
+    }
+
+    pub(in crate::fabric) fn encrypt(&mut self, message: &Transmit<Payload>) -> io::Result<()> {
         let mut writer = self.connection.writer();
         for part in std::iter::once(&message.head).chain(&message.tails) {
             writer.write_all(part)?;
@@ -35,7 +40,7 @@ impl Session {
     }
 
     /// Writes what is encrypted; false when the socket takes no more now.
-    pub(super) fn write_to(&mut self, socket: &TcpStream) -> io::Result<bool> {
+    pub(in crate::fabric) fn write_to(&mut self, socket: &TcpStream) -> io::Result<bool> {
         while self.connection.wants_write() {
             match self.connection.write_tls(&mut &*socket) {
                 Ok(_) => {}
@@ -49,7 +54,7 @@ impl Session {
     }
 
     /// Decrypts into `space`: `None` when nothing is there, `Some(0)` at the orderly end.
-    pub(super) fn read_from(
+    pub(in crate::fabric) fn read_from(
         &mut self,
         socket: &TcpStream,
         space: &mut [u8],

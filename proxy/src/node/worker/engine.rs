@@ -20,6 +20,8 @@ pub(super) enum Token {
     Stream(Key),
     Link(Key),
     Pod(Key),
+    /// A connection that may become a lane's next link.
+    Negotiation(Key),
 }
 
 impl Token {
@@ -29,6 +31,7 @@ impl Token {
             Self::Stream(key) => (1, key),
             Self::Link(key) => (2, key),
             Self::Pod(key) => (3, key),
+            Self::Negotiation(key) => (4, key),
         };
         (kind << 56) | (u64::from(key.generation & GENERATION_MASK) << 32) | u64::from(key.index)
     }
@@ -42,6 +45,7 @@ impl Token {
             1 => Self::Stream(key),
             2 => Self::Link(key),
             3 => Self::Pod(key),
+            4 => Self::Negotiation(key),
             _ => Self::Mailbox,
         }
     }
@@ -149,7 +153,8 @@ mod tests {
     #[test]
     fn tokens_survive_the_kernel() {
         let key = Key { index: u32::MAX, generation: GENERATION_MASK };
-        for token in [Token::Mailbox, Token::Stream(key), Token::Link(key), Token::Pod(key)] {
+        let keyed = [Token::Stream, Token::Link, Token::Pod, Token::Negotiation];
+        for token in keyed.map(|token| token(key)).into_iter().chain([Token::Mailbox]) {
             assert_eq!(Token::decode(token.encode()), token);
         }
     }

@@ -1,6 +1,7 @@
 //! A lane as the worker holds it: the state machine, the link that carries it now, and the streams
 //! on it.
 
+use super::links::{Attempt, Path};
 use super::slots::Key;
 use crate::fabric::Link;
 use crate::metrics::FabricKind;
@@ -48,6 +49,10 @@ pub(super) struct LaneSlot {
     pub fabric: FabricKind,
     pub encrypted: bool,
     pub carrier: Carrier,
+    /// The connection that may become its next link.
+    pub attempt: Option<Attempt>,
+    /// What is known about the way by verbs.
+    pub path: Path,
     pub attached: bool,
     pub streams: HashMap<StreamId, Key>,
     pub waiting: VecDeque<Waiting>,
@@ -72,6 +77,8 @@ impl LaneSlot {
             fabric,
             encrypted: false,
             carrier: Carrier::None,
+            attempt: None,
+            path: Path::default(),
             attached: false,
             streams: HashMap::new(),
             waiting: VecDeque::new(),
@@ -84,10 +91,9 @@ impl LaneSlot {
 
     pub(super) fn next_timeout(&self) -> Option<Instant> {
         let waiting = self.waiting.front().map(|waiting| waiting.deadline);
-        match (self.mux.poll_timeout(), waiting) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        let attempt = self.attempt.as_ref().map(|attempt| attempt.deadline);
+        let all = [self.mux.poll_timeout(), waiting, attempt, self.path.renew_at];
+        all.into_iter().flatten().min()
     }
 
     pub(super) fn status(&self) -> LaneStatus {

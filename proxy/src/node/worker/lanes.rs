@@ -1,13 +1,14 @@
 //! The worker's side of lanes: their links come and go, their messages and events are served.
 
 use super::Worker;
-use super::engine::{Event, Token};
+use super::engine::Event;
 use super::lane::{Carrier, LaneSlot};
+use super::links::Path;
 use super::slots::Key;
-use crate::fabric::{Broken, Established, Received, select};
+use crate::fabric::{Broken, Received};
 use crate::metrics::{Direction, FabricKind, FailoverReason, PassthroughReason};
 use crate::mux::{self, Lane, Open};
-use crate::node::messages::{LinkId, NodeName, Request, Side, UnavailableReason};
+use crate::node::messages::{NodeName, Request, Side, UnavailableReason};
 use rdmesh_sys::slab::Payload;
 use std::cmp::Reverse;
 use std::time::Duration;
@@ -24,7 +25,7 @@ impl Worker {
         self.lane(peer, number, side)
     }
 
-    fn lane(&mut self, peer: &NodeName, number: u16, side: Side) -> Key {
+    pub(super) fn lane(&mut self, peer: &NodeName, number: u16, side: Side) -> Key {
         if let Some(key) = self.lane_keys.get(&(NodeName::clone(peer), number)) {
             return *key;
         }
@@ -66,85 +67,6 @@ impl Worker {
         ends[0]
     }
 
-    pub(super) fn link_up(
-        &mut self,
-        peer: NodeName,
-        incarnation: u64,
-        number: u16,
-        side: Side,
-        link_id: LinkId,
-        established: Established,
-    ) {
-        let key = self.lane(&peer, number, side);
-        let encrypted = established.tls.is_some();
-        let link = match select::link(established, &self.receive_slab) {
-            Ok(link) => link,
-            Err(error) => {
-                let reason = error.to_string();
-                self.request(Request::LinkBroken { peer, lane: number, link_id, reason });
-                return;
-            }
-        };
-        self.drop_link(key);
-        if let Err(error) = self.engine.add(link.descriptor(), Token::Link(key)) {
-            let reason = error.to_string();
-            self.request(Request::LinkBroken { peer, lane: number, link_id, reason });
-            return;
-        }
-        let Some(slot) = self.lanes.get_mut(key) else { return };
-        let again = slot.incarnation == incarnation && slot.link_id != 0;
-        slot.incarnation = incarnation;
-        slot.link_id = link_id;
-        slot.encrypted = encrypted;
-        slot.carrier = Carrier::Link(link);
-        slot.readable = true;
-        slot.mux.link_up(self.now);
-        if again {
-            slot.failovers += 1;
-        }
-        info!(
-            peer = &*slot.peer,
-            lane = number,
-            fabric = slot.fabric.as_str(),
-            encrypted,
-            again,
-            "link up"
-        );
-        self.serve(key);
-    }
-
-    /// Takes the lane's link away, if it has one, and tells the state machine.
-    fn drop_link(&mut self, key: Key) -> bool {
-        let Some(slot) = self.lanes.get_mut(key) else { return false };
-        slot.attached = false;
-        if !matches!(slot.carrier, Carrier::Link(_)) {
-            return false;
-        }
-        if let Carrier::Link(link) = std::mem::replace(&mut slot.carrier, Carrier::Requested) {
-            self.engine.remove(link.descriptor());
-        }
-        slot.mux.link_down(self.now);
-        self.node_metrics.lane(&slot.peer, slot.number.into(), slot.fabric, false);
-        true
-    }
-
-    fn link_broken(&mut self, key: Key, failover: FailoverReason, reason: String) {
-        if !self.drop_link(key) {
-            return;
-        }
-        let Some(slot) = self.lanes.get_mut(key) else { return };
-        warn!(peer = &*slot.peer, lane = slot.number, reason, "link broken, another is wanted");
-        self.node_metrics.failover(failover);
-        let request = Request::LinkBroken {
-            peer: NodeName::clone(&slot.peer),
-            lane: slot.number,
-            link_id: slot.link_id,
-            reason,
-        };
-        self.request(request);
-        self.serve(key);
-    }
-
     fn lanes_of(&self, peer: &str) -> Vec<Key> {
         self.lanes.iter().filter(|(_, slot)| &*slot.peer == peer).map(|(key, _)| key).collect()
     }
@@ -152,8 +74,10 @@ impl Worker {
     /// The peer's process is gone and its half of every stream with it.
     pub(super) fn peer_gone(&mut self, peer: &NodeName) {
         for key in self.lanes_of(peer) {
+            self.drop_attempt(key);
             self.drop_link(key);
             let Some(slot) = self.lanes.get_mut(key) else { continue };
+            slot.path = Path::default();
             debug!(
                 peer = &**peer,
                 lane = slot.number,
@@ -240,8 +164,8 @@ impl Worker {
                 failed = Some(Broken::from(error));
                 break;
             }
-            slot.mux.grant(1);
         }
+        slot.mux.grant(link.granted());
         self.messages = messages;
         match received {
             Ok(Received::Drained) => slot.readable = false,
@@ -251,7 +175,7 @@ impl Worker {
         if let Some(error) = failed {
             // What came before the break still counts.
             self.lane_events(key);
-            self.link_broken(key, failover(&error), error.to_string());
+            self.link_failed(key, &error);
         }
     }
 
@@ -282,7 +206,7 @@ impl Worker {
                 }
                 self.metrics.messages(Direction::Sent, slot.fabric, sent);
                 if let Err(error) = result {
-                    self.link_broken(key, failover(&error), error.to_string());
+                    self.link_failed(key, &error);
                 }
             }
             Carrier::Twin(other) => {
@@ -335,6 +259,7 @@ impl Worker {
             E::Writable { id } => self.on_stream(key, id, Self::read_later),
             E::Closed { id } => self.on_stream(key, id, Self::stream_closed),
             E::LinkDead { reason } => {
+                self.path_failed(key);
                 self.link_broken(key, FailoverReason::Keepalive, reason.as_str().to_owned());
             }
             E::Lost { reason } => self.lane_lost(key, reason.as_str()),
@@ -377,6 +302,7 @@ impl Worker {
             let request =
                 Request::LaneIdle { peer: NodeName::clone(&slot.peer), lane: slot.number };
             self.request(request);
+            self.drop_attempt(key);
         }
         self.pass_waiting(key, PassthroughReason::LaneLost);
     }
@@ -411,6 +337,7 @@ impl Worker {
         for open in late {
             self.pass_back(&open, PassthroughReason::PeerUnavailable);
         }
+        self.attempt_timeout(key);
         self.serve(key);
         self.serve_lanes();
     }
@@ -425,14 +352,6 @@ impl Worker {
         next = next.max(self.now + Duration::from_micros(100));
         slot.timer = Some(next);
         self.timers.push(Reverse((next, key.index, key.generation)));
-    }
-}
-
-fn failover(error: &Broken) -> FailoverReason {
-    match error {
-        Broken::Closed => FailoverReason::PeerClosed,
-        Broken::Framing(_) => FailoverReason::Protocol,
-        Broken::Io(_) | Broken::Tls(_) => FailoverReason::LinkBroken,
     }
 }
 

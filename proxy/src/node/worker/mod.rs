@@ -8,9 +8,11 @@
 mod engine;
 mod lane;
 mod lanes;
+mod links;
 mod memory;
 mod pods;
 mod slots;
+mod spares;
 mod stream;
 mod streams;
 
@@ -18,6 +20,7 @@ mod streams;
 mod tests;
 
 use crate::directory::Snapshot;
+use crate::fabric::select::Fabrics;
 use crate::metrics::{NodeMetrics, SlabState, WorkerMetrics};
 use crate::mux::{self, Budget, LaneConfig};
 use crate::node::messages::{Command, Mailbox, NodeName, Request};
@@ -65,7 +68,7 @@ struct Worker {
     node_metrics: Arc<NodeMetrics>,
     engine: Engine,
     arena: Arena,
-    receive_slab: Slab,
+    fabrics: Fabrics,
     /// Most bytes of one read: what fits one message beside its headers, so that a bulk stream
     /// leaves no crumbs for the next.
     read_bytes_max: usize,
@@ -134,7 +137,7 @@ impl Worker {
         let slab_buffers = (limits.slab_bytes as usize / message_bytes).max(8);
         let budget_bytes = limits.window_budget_bytes / workers;
         let slab = Slab::new(u32::try_from(slab_buffers).unwrap_or(u32::MAX), message_bytes)?;
-        let receive_slab = crate::fabric::select::receive_slab(message_bytes, budget_bytes)?;
+        let fabrics = Fabrics::new(&setup.config, &slab)?;
         let engine = Engine::new(ring)?;
         engine.add(&setup.mailbox, Token::Mailbox)?;
         let lane_config = lane_config(&setup.config);
@@ -149,7 +152,7 @@ impl Worker {
             distrusted: HashSet::new(),
             engine,
             arena: Arena::new(slab),
-            receive_slab,
+            fabrics,
             read_bytes_max: message_bytes.saturating_sub(mux::HEADER_BYTES + FRAME_BYTES).max(1),
             budget: Rc::new(Budget::new(budget_bytes)),
             lane_config,
@@ -218,6 +221,7 @@ impl Worker {
             Token::Stream(key) => self.stream_event(key, event),
             Token::Link(key) => self.link_event(key, event),
             Token::Pod(key) => self.pod_event(key, event),
+            Token::Negotiation(key) => self.negotiate(key),
         }
     }
 
@@ -275,7 +279,7 @@ impl Worker {
 
     fn publish(&self) {
         let slab = self.arena.slab();
-        let receive = &self.receive_slab;
+        let receive = self.fabrics.receive_slab();
         let used = (slab.buffers_total() - slab.buffers_free()) * slab.buffer_bytes();
         let held = (receive.buffers_total() - receive.buffers_free()) * receive.buffer_bytes();
         let free = slab.buffers_free() * slab.buffer_bytes();

@@ -1,0 +1,90 @@
+//! What the metrics, the devices and the kernel say about where bytes went.
+
+use crate::guest::Cluster;
+use anyhow::{Context, Result, ensure};
+
+pub const RDMA_FABRIC: &str = "verbs";
+const PODS: [(u8, &str); 2] = [(1, "a"), (2, "b")];
+
+/// Both nodes' counts, summed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Counts {
+    pub verbs_bytes: f64,
+    pub other_bytes: f64,
+    pub verbs_messages: f64,
+    pub passed_through: f64,
+    pub failovers: f64,
+}
+
+impl Counts {
+    pub fn read(cluster: &Cluster) -> Result<Self> {
+        let mut sum = Self {
+            verbs_bytes: 0.0,
+            other_bytes: 0.0,
+            verbs_messages: 0.0,
+            passed_through: 0.0,
+            failovers: 0.0,
+        };
+        for number in [1, 2] {
+            let metrics = cluster.metrics(number)?;
+            let verbs = [("fabric", RDMA_FABRIC)];
+            let on_verbs = metrics.sum("rdmesh_stream_bytes_total", &verbs);
+            sum.verbs_bytes += on_verbs;
+            sum.other_bytes += metrics.sum("rdmesh_stream_bytes_total", &[]) - on_verbs;
+            sum.verbs_messages += metrics.sum("rdmesh_link_messages_total", &verbs);
+            sum.passed_through += metrics.sum("rdmesh_passthrough_total", &[]);
+            sum.failovers += metrics.sum("rdmesh_lane_failovers_total", &[]);
+        }
+        for (number, pod) in PODS {
+            let metrics = cluster.sidecar_metrics(number, pod)?;
+            sum.passed_through += metrics.sum("rdmesh_passthrough_total", &[]);
+        }
+        Ok(sum)
+    }
+
+    /// Since these counts every stream byte went over verbs.
+    pub fn assert_all_on_verbs(&self, cluster: &Cluster) -> Result<()> {
+        let now = Self::read(cluster)?;
+        let passed = now.passed_through - self.passed_through;
+        ensure!(passed == 0.0, "{passed} connections passed through");
+        let other = now.other_bytes - self.other_bytes;
+        ensure!(other == 0.0, "{other} stream bytes on another fabric than verbs");
+        ensure!(now.verbs_bytes > self.verbs_bytes, "no stream byte on verbs");
+        ensure!(now.verbs_messages > self.verbs_messages, "no message on verbs");
+        Ok(())
+    }
+}
+
+/// No queue pair has ever found its peer without a receive buffer, as the devices count it.
+pub fn assert_no_rnr(cluster: &Cluster) -> Result<()> {
+    for number in [1, 2] {
+        let sent = hw_counter(cluster, number, "send_rnr_err")?;
+        let received = hw_counter(cluster, number, "rcvd_rnr_err")?;
+        ensure!(sent + received == 0, "node {number}: {sent} RNR NAKs sent, {received} received");
+    }
+    Ok(())
+}
+
+pub fn hw_counter(cluster: &Cluster, number: u8, name: &str) -> Result<u64> {
+    let script = format!("cat /sys/class/infiniband/*/ports/1/hw_counters/{name}");
+    let text = cluster.sh(number, &script)?;
+    text.trim().parse().with_context(|| format!("the counter {name}: {text}"))
+}
+
+/// The queue pairs of a node that belong to a process; the kernel's own do not count.
+pub fn queue_pairs(cluster: &Cluster, number: u8) -> Result<usize> {
+    let text = cluster.sh(number, "rdma resource show qp")?;
+    Ok(text.lines().filter(|line| line.contains("type RC")).count())
+}
+
+/// Everything that processes hold of a node's device, for a comparison before and after.
+pub fn resources(cluster: &Cluster, number: u8) -> Result<String> {
+    Ok(cluster.sh(number, "rdma resource show")?.trim().to_owned())
+}
+
+/// The lanes that are up on a node, by fabric.
+pub fn lanes_on_verbs(cluster: &Cluster, number: u8) -> Result<bool> {
+    let metrics = cluster.metrics(number)?;
+    let on = metrics.sum("rdmesh_lane_up", &[("fabric", RDMA_FABRIC)]);
+    Ok(on > 0.0 && on >= metrics.sum("rdmesh_lane_up", &[]))
+}
