@@ -9,6 +9,7 @@
 
 mod frames;
 pub mod mutate;
+mod review;
 
 use rdmesh_config::{Config, DirectoryFile, Faults};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -26,6 +27,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "frame", run: frame, seeds: frames::seeds },
     Target { name: "handoff", run: handoff, seeds: handoff_seeds },
     Target { name: "handshake", run: handshake, seeds: handshake_seeds },
+    Target { name: "review", run: review::run, seeds: review::seeds },
     Target { name: "config", run: config, seeds: config_seeds },
     Target { name: "directory", run: directory, seeds: directory_seeds },
 ];

@@ -296,7 +296,7 @@ fn commands_in_documents_exist() {
 #[test]
 fn metrics_in_documents_exist_and_all_are_told() {
     // As the sources of the rooms that count write them; the labs only read them.
-    let writers = ["proxy/src/metrics/", "proxy/src/sidecar/metrics.rs"];
+    let writers = ["proxy/src/metrics/", "proxy/src/sidecar/metrics.rs", "injector/src/metrics.rs"];
     let mut metrics = BTreeSet::new();
     for (_, text) in writers.iter().flat_map(|under| sources(under)) {
         let names = text.lines().take_while(|line| line.trim() != "#[cfg(test)]");
