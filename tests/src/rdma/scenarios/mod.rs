@@ -31,7 +31,7 @@ impl Scenario {
     }
 }
 
-pub const FORCED: Fabric = Fabric::Tcp;
+pub const FORCED: Fabric = Fabric::Verbs;
 
 /// With verbs forced: tcp is no way out.
 const fn forced(name: &'static str, run: fn(&mut Cluster) -> Result<Option<String>>) -> Scenario {

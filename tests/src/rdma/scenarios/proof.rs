@@ -3,7 +3,7 @@
 use crate::guest::Cluster;
 use anyhow::{Context, Result, ensure};
 
-pub const RDMA_FABRIC: &str = "tcp";
+pub const RDMA_FABRIC: &str = "verbs";
 const PODS: [(u8, &str); 2] = [(1, "a"), (2, "b")];
 
 /// Both nodes' counts, summed.
