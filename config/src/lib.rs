@@ -5,6 +5,8 @@
 //! * [`Config::check_node`]: what the `node` process needs beyond the defaults.
 //! * [`Config::to_yaml`]: the effective configuration.
 //! * [`DirectoryFile::load`], [`DirectoryFile::from_yaml`]: the same for the directory file.
+//! * [`read_documents`], [`split_documents`]: YAML of others, such as manifests,
+//!   with the same limits.
 //! * [`Faults`]: what was found; its `Display` is meant for the operator.
 //!
 //! What it does not do: look at the machine (whether a path exists, a port is free, a capability is
@@ -13,15 +15,21 @@
 
 mod check_config;
 mod check_directory;
+mod check_injector;
+mod check_policies;
 mod collect;
+mod documents;
 mod fault;
 mod load;
+mod quantity;
 mod schema;
 mod tree;
 mod tree_de;
 mod words;
 mod yaml;
 
+pub use documents::{DOCUMENTS_BYTES_MAX, read_documents, split_documents};
 pub use fault::{Fault, Faults};
 pub use load::{CONFIG_BYTES_MAX, DIRECTORY_BYTES_MAX};
+pub use quantity::Quantity;
 pub use schema::*;

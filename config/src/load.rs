@@ -8,7 +8,7 @@ use crate::check_config::{self, allowed};
 use crate::check_directory;
 use crate::collect;
 use crate::fault::{Fault, Faults};
-use crate::schema::{Config, DirectoryFile, NodeEntry, PodEntry, ServiceEntry};
+use crate::schema::{Config, DirectoryFile, NodeEntry, PodEntry, PolicyEntry, ServiceEntry};
 use crate::tree::{Kind, Step, Tree, show_path};
 use crate::yaml;
 use serde::Deserialize;
@@ -104,6 +104,7 @@ impl DirectoryFile {
         let all_nodes = faults.is_empty();
         elements::<PodEntry>(&mut tree, "pods", &mut faults);
         elements::<ServiceEntry>(&mut tree, "services", &mut faults);
+        elements::<PolicyEntry>(&mut tree, "policies", &mut faults);
         let file = collect::read::<Self>(&mut tree, &[], |_| None, &mut faults);
         let findings =
             file.as_ref().map(|file| check_directory::check(file, all_nodes)).unwrap_or_default();
@@ -178,7 +179,7 @@ fn parse(text: &str, origin: &str, bytes_max: usize) -> Result<Tree, Faults> {
 ///
 /// Quotes and comments are not told apart: a rule that a hostile text cannot get around matters more than a
 /// text with hundreds of stray brackets.
-fn too_costly(text: &str) -> Option<(usize, String)> {
+pub(crate) fn too_costly(text: &str) -> Option<(usize, String)> {
     let (mut open, mut values, mut line) = (0_usize, 0_usize, 1);
     let bytes = text.as_bytes();
     for (at, byte) in bytes.iter().enumerate() {
@@ -207,7 +208,7 @@ fn too_costly(text: &str) -> Option<(usize, String)> {
     None
 }
 
-fn too_large(origin: &str, bytes_max: usize) -> Faults {
+pub(crate) fn too_large(origin: &str, bytes_max: usize) -> Faults {
     Faults::whole(origin, None, format!("larger than {bytes_max} bytes: is this the right file?"))
 }
 

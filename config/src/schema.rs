@@ -4,6 +4,7 @@
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
@@ -15,6 +16,7 @@ pub struct Config {
     pub capture: Capture,
     pub sidecar: Sidecar,
     pub node: Node,
+    pub injector: Injector,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -155,6 +157,15 @@ pub struct Tls {
 pub struct Directory {
     /// The static directory file; see [`DirectoryFile`].
     pub file: PathBuf,
+    /// The API server of a cluster, in place of the file.
+    pub kubernetes: Option<Kubernetes>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kubernetes {
+    /// Empty: the service account of the pod that the node proxy runs in.
+    pub kubeconfig: PathBuf,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -193,6 +204,60 @@ pub struct Timeouts {
     pub drain_ms: u64,
 }
 
+/// The admission webhook. What pods get from it comes from `capture`, `sidecar` and these keys.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Injector {
+    /// Where the API server reaches the webhook, by HTTPS.
+    pub listen: SocketAddr,
+    pub admin: SocketAddr,
+    /// The serving certificate and its key, read again when they change.
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    /// The cluster's own certificate authority. It makes the serving certificate, unless `cert` is given.
+    pub authority: Authority,
+    /// Image of the injected containers.
+    pub image: String,
+    pub image_pull_policy: PullPolicy,
+    /// The sidecar as an init container that keeps running (Kubernetes 1.29 or newer).
+    pub native_sidecar: bool,
+    /// User and group of the sidecar.
+    pub proxy_uid: u32,
+    pub proxy_cpu: String,
+    pub proxy_cpu_limit: String,
+    pub proxy_memory: String,
+    pub proxy_memory_limit: String,
+    /// `log.level` of the injected containers.
+    pub proxy_log_level: String,
+    /// Namespaces whose pods are never touched; those of Kubernetes itself are never.
+    pub exclude_namespaces: Vec<String>,
+    /// Another description of the injected containers than the built-in one.
+    pub template: PathBuf,
+}
+
+/// Where the injector keeps its certificate authority, and who gets certificates of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Authority {
+    /// Of all objects here; empty: there is no authority.
+    pub namespace: String,
+    /// The Secret; it must exist and may be empty.
+    pub secret: String,
+    /// The webhook's Service: the name in the serving certificate.
+    pub service: String,
+    /// The MutatingWebhookConfiguration whose `caBundle` is kept.
+    pub webhook: String,
+    /// The service account of the node proxies.
+    pub node_account: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PullPolicy {
+    Always,
+    IfNotPresent,
+    Never,
+}
+
 /// The static directory file: who is where. A separate YAML document, reloaded while running.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
@@ -200,6 +265,9 @@ pub struct DirectoryFile {
     pub nodes: Vec<NodeEntry>,
     pub pods: Vec<PodEntry>,
     pub services: Vec<ServiceEntry>,
+    /// Labels of namespaces, for policies. Each has `kubernetes.io/metadata.name` besides.
+    pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
+    pub policies: Vec<PolicyEntry>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -210,7 +278,7 @@ pub struct NodeEntry {
     pub address: SocketAddr,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 pub struct PodEntry {
     pub name: String,
@@ -220,6 +288,88 @@ pub struct PodEntry {
     /// Ports of the application that are reached without the mesh.
     #[serde(default)]
     pub exclude_inbound_ports: Vec<u16>,
+    /// For policies, as all that follows. May be left empty where there is but one.
+    #[serde(default)]
+    pub namespace: String,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Ports that have a name.
+    #[serde(default)]
+    pub ports: BTreeMap<String, u16>,
+}
+
+/// Who may connect to the pods it selects, and whither they may: Kubernetes' NetworkPolicy in short.
+///
+/// A pod that no policy selects for a direction may do all in it; one that some select, what one of
+/// them allows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicyEntry {
+    pub name: String,
+    /// It selects pods of this namespace alone.
+    pub namespace: String,
+    /// All pods of the namespace by default.
+    pub pods: Selector,
+    /// Absent: says nothing about connections to the pods. An empty list: allows none.
+    pub ingress: Option<Vec<PolicyRule>>,
+    /// Absent: says nothing about connections of the pods. An empty list: allows none.
+    pub egress: Option<Vec<PolicyRule>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicyRule {
+    /// One of them must match; absent: everybody.
+    pub peers: Option<Vec<PolicyPeer>>,
+    /// One of them must match; absent: all ports.
+    pub ports: Option<Vec<PolicyPort>>,
+}
+
+/// Pods, or a block of addresses.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicyPeer {
+    /// Absent: the policy's own namespace.
+    pub namespaces: Option<Selector>,
+    /// Absent: all pods of those namespaces.
+    pub pods: Option<Selector>,
+    pub cidr: Option<IpNet>,
+    /// Parts of `cidr` that do not match.
+    pub except: Vec<IpNet>,
+}
+
+/// One port, a range of them, or a name among the destination's `ports`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicyPort {
+    pub port: Option<u16>,
+    pub end_port: Option<u16>,
+    pub name: Option<String>,
+}
+
+/// All conditions must hold; without any, everything is selected.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Selector {
+    pub match_labels: BTreeMap<String, String>,
+    pub match_expressions: Vec<LabelExpression>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LabelExpression {
+    pub key: String,
+    pub operator: LabelOperator,
+    #[serde(default)]
+    pub values: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LabelOperator {
+    In,
+    NotIn,
+    Exists,
+    DoesNotExist,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -306,6 +456,41 @@ impl Default for Node {
             directory: Directory::default(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
+        }
+    }
+}
+
+impl Default for Injector {
+    fn default() -> Self {
+        Self {
+            listen: "0.0.0.0:15793".parse().expect("valid"),
+            admin: "127.0.0.1:15792".parse().expect("valid"),
+            cert: PathBuf::new(),
+            key: PathBuf::new(),
+            authority: Authority::default(),
+            image: String::new(),
+            image_pull_policy: PullPolicy::IfNotPresent,
+            native_sidecar: true,
+            proxy_uid: 15701,
+            proxy_cpu: "20m".into(),
+            proxy_cpu_limit: "1".into(),
+            proxy_memory: "32Mi".into(),
+            proxy_memory_limit: "256Mi".into(),
+            proxy_log_level: "info".into(),
+            exclude_namespaces: Vec::new(),
+            template: PathBuf::new(),
+        }
+    }
+}
+
+impl Default for Authority {
+    fn default() -> Self {
+        Self {
+            namespace: String::new(),
+            secret: "rdmesh-ca".into(),
+            service: "rdmesh-injector".into(),
+            webhook: "rdmesh-injector".into(),
+            node_account: "rdmesh-node".into(),
         }
     }
 }

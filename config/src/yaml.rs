@@ -3,7 +3,7 @@
 //! What it does not do: judge what was read.
 
 use serde::Serialize;
-use serde::de::DeserializeSeed;
+use serde::de::{DeserializeOwned, DeserializeSeed};
 
 /// The text is not YAML, or not what the seed takes.
 #[derive(Debug)]
@@ -32,6 +32,17 @@ pub(crate) fn read<'de, S: DeserializeSeed<'de>>(
         return Err(Syntax { line: None, message: message.into() });
     }
     Ok(value)
+}
+
+/// Reads a text that may hold several documents.
+pub(crate) fn read_all<T: DeserializeOwned>(text: &str) -> Result<Vec<T>, Syntax> {
+    let syntax = |error: serde_yaml::Error| Syntax {
+        line: error.location().map(|location| location.line()),
+        message: error.to_string(),
+    };
+    serde_yaml::Deserializer::from_str(text)
+        .map(|document| T::deserialize(document).map_err(syntax))
+        .collect()
 }
 
 /// Line of the position that the library appends to the text of every error that passes through it.

@@ -257,3 +257,64 @@ fn what_the_node_process_needs() {
         ["node.name", "node.tls.ca", "node.tls.cert", "node.tls.key", "node.directory.file"]
     );
 }
+
+#[test]
+fn kubernetes_stands_in_for_the_file() {
+    let node = |directory: &str| {
+        format!("node: {{name: a, tls: {{ca: /a, cert: /b, key: /c}}, directory: {directory}}}")
+    };
+    for good in ["{kubernetes: {}}", "{kubernetes: {kubeconfig: /k}}", "{file: /f}"] {
+        let config = Config::from_yaml(&node(good), "test.yaml").unwrap();
+        config.check_node("test.yaml").unwrap();
+        let again = Config::from_yaml(&config.to_yaml(), "again.yaml").unwrap();
+        assert_eq!(again, config);
+    }
+    let neither = Config::from_yaml(&node("{}"), "test.yaml").unwrap();
+    let faults = neither.check_node("test.yaml").unwrap_err();
+    assert!(find(&faults, "node.directory.file").problem.contains("kubernetes"), "{faults}");
+    let both = config_faults(&node("{file: /f, kubernetes: {}}"));
+    assert!(find(&both, "node.directory.file").problem.contains("one of the two"), "{both}");
+    let unknown = config_faults(&node("{kubernetes: {kubeconfg: /k}}"));
+    let fault = find(&unknown, "node.directory.kubernetes.kubeconfg");
+    assert!(fault.problem.contains("kubeconfig"), "{unknown}");
+}
+
+#[test]
+fn policies_that_mean_less_than_they_say() {
+    let text = "\
+nodes:
+  - {name: a, address: '192.0.2.1:15700'}
+pods:
+  - {name: p, uid: u, node: a, addresses: [10.0.0.1], ports: {http: 0}}
+policies:
+  - name: nothing
+  - {name: twice, ingress: []}
+  - {name: twice, egress: []}
+  - name: rules
+    pods: {match_expressions: [{key: a, operator: In}, {key: a, operator: Is}]}
+    ingress:
+      - peers: [{}, {cidr: 10.0.0.0/8, pods: {}}, {cidr: 10.0.0.0/8, except: [11.0.0.0/9]}]
+        ports: [{}, {port: 0}, {port: 9, end_port: 8}, {port: 9, name: x}, {end_port: 9}]
+";
+    let faults = directory_faults(text);
+    let expect = [
+        ("pods[0].ports.http", Some(4), "1..=65535"),
+        ("policies[0]", Some(6), "allows and forbids nothing"),
+        ("policies[2].name", Some(8), "a name of its own"),
+        ("policies[3].pods.match_expressions[0]", Some(10), "needs `values`"),
+        ("policies[3].pods.match_expressions[1].operator", Some(10), "DoesNotExist"),
+        ("policies[3].ingress[0].peers[0]", None, "either pods"),
+        ("policies[3].ingress[0].peers[1]", Some(12), "either pods"),
+        ("policies[3].ingress[0].peers[2].except[0]", Some(12), "not within"),
+        ("policies[3].ingress[0].ports[0]", None, "must be a `port`"),
+        ("policies[3].ingress[0].ports[1]", Some(13), "1..=65535"),
+        ("policies[3].ingress[0].ports[2]", Some(13), "end_port must not be less"),
+        ("policies[3].ingress[0].ports[3]", Some(13), "must be a `port`"),
+        ("policies[3].ingress[0].ports[4]", Some(13), "must be a `port`"),
+    ];
+    for (path, line, problem) in expect {
+        let fault = find(&faults, path);
+        assert_eq!(fault.line, line, "{path}");
+        assert!(fault.problem.contains(problem), "{path}: {}", fault.problem);
+    }
+}

@@ -3,7 +3,7 @@
 use crate::capture;
 use anyhow::Context;
 use ipnet::IpNet;
-use rdmesh_config::{Capture, Config, Log};
+use rdmesh_config::{Capture, Log};
 use std::path::PathBuf;
 
 /// Program the pod's network namespace: capture outgoing TCP, route deliveries (CAP_NET_ADMIN)
@@ -12,6 +12,10 @@ pub struct Args {
     /// The configuration file; defaults apply without it
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
+
+    /// The configuration itself, as YAML or JSON: how the injector gives it to a pod
+    #[arg(long, env = "RDMESH_CONFIG", hide_env_values = true, value_name = "YAML", hide = true)]
+    inline_config: Option<String>,
 
     /// Remove everything that an earlier run left in this network namespace, and exit
     #[arg(long)]
@@ -50,10 +54,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         tracing::info!("the network namespace is as it was before the capture");
         return Ok(());
     }
-    let config = match &args.config {
-        Some(path) => Config::load(path)?,
-        None => Config::default(),
-    };
+    let config = super::pod_config(args.config.as_deref(), args.inline_config.as_deref())?;
     super::start_logging(&config.log)?;
     let port = args.port.unwrap_or(config.sidecar.listen_port);
     let capture = overridden(config.capture, args);
@@ -66,7 +67,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the injector takes from a pod's annotations comes as flags, and goes before the file.
+/// Flags go before the file.
 fn overridden(mut capture: Capture, args: Args) -> Capture {
     fn replace<T>(slot: &mut T, flag: Option<T>) {
         if let Some(value) = flag {

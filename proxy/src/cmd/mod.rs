@@ -11,6 +11,8 @@ mod sidecar;
 mod status;
 
 use clap::{Parser, Subcommand};
+use rdmesh_config::Config;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Carries the TCP connections of pods between nodes over RDMA, or TCP where there is none.
@@ -61,6 +63,19 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The configuration of a process in a pod: a file's, or the one that the injector put into the environment.
+///
+/// # Errors
+/// With all faults of it, or when both are given.
+fn pod_config(file: Option<&Path>, inline: Option<&str>) -> anyhow::Result<Config> {
+    match (file, inline.filter(|text| !text.is_empty())) {
+        (Some(_), Some(_)) => anyhow::bail!("both --config and RDMESH_CONFIG are given: take one"),
+        (Some(path), None) => Ok(Config::load(path)?),
+        (None, Some(text)) => Ok(Config::from_yaml(text, "RDMESH_CONFIG")?),
+        (None, None) => Ok(Config::default()),
+    }
+}
+
 /// Waits for SIGTERM or SIGINT and tells which came.
 ///
 /// # Errors
@@ -82,7 +97,9 @@ pub async fn stop_signal() -> std::io::Result<&'static str> {
 pub fn start_logging(log: &rdmesh_config::Log) -> anyhow::Result<()> {
     use rdmesh_config::LogFormat;
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_new(&log.level)
+    // The Kubernetes client calls each try that fails an error; the directory tells the first.
+    let quiet = if log.level.contains("kube_client") { "" } else { ",kube_client=off" };
+    let filter = EnvFilter::try_new(format!("{}{quiet}", log.level))
         .map_err(|error| anyhow::anyhow!("log.level: {:?} is no filter: {error}", log.level))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match log.format {

@@ -6,6 +6,7 @@ use crate::metrics::Registry;
 use crate::sidecar::{Marks, Options, Sidecar, SidecarMetrics};
 use rdmesh_config::Config;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -16,14 +17,20 @@ pub struct Args {
     /// Configuration file (YAML); defaults apply without it
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
+
+    /// The configuration itself, as YAML or JSON: how the injector gives it to a pod
+    #[arg(long, env = "RDMESH_CONFIG", hide_env_values = true, value_name = "YAML", hide = true)]
+    inline_config: Option<String>,
 }
 
 /// # Errors
 /// With what is wrong in the configuration or missing on this machine.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let config = args.config.map_or_else(|| Ok(Config::default()), |path| Config::load(&path))?;
+    let Args { config, inline_config } = args;
+    let config = super::pod_config(config.as_deref(), inline_config.as_deref())?;
     super::start_logging(&config.log)?;
     raise_descriptor_limit();
+    raise_net_raw();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(&config))
 }
@@ -78,6 +85,26 @@ async fn wait_for_signal() {
             tracing::error!(%error, "cannot wait for signals: only SIGKILL stops this sidecar");
             std::future::pending::<()>().await;
         }
+    }
+}
+
+/// A user other than root has what the container's runtime permits only by the file's capabilities, and
+/// those are permitted, not effective: a file with effective ones could not be started without them.
+fn raise_net_raw() {
+    let raised = capabilities(None).and_then(|mut sets| {
+        if sets.permitted.contains(CapabilitySet::NET_RAW) {
+            sets.effective |= CapabilitySet::NET_RAW;
+            set_capabilities(None, sets)?;
+        }
+        Ok(sets.effective.contains(CapabilitySet::NET_RAW))
+    });
+    match raised {
+        Ok(true) => {}
+        Ok(false) => tracing::warn!(
+            "CAP_NET_RAW is not there: connections of peers cannot be delivered from their own addresses. \
+             Does the image's rdmesh-proxy have the file capability cap_net_raw=p?"
+        ),
+        Err(error) => tracing::warn!(%error, "cannot tell whether CAP_NET_RAW is there"),
     }
 }
 

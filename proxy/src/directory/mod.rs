@@ -1,20 +1,26 @@
 //! The directory: which pod is where, what a service resolves to, and who may speak for an address.
 //!
 //! [`Snapshot`] is what the data path reads; [`Directory`] holds the newest one and makes new ones
-//! when its source changes. What this room does not do: talk to peers, touch sockets, or keep any
+//! when its source changes: a file, or the API server of a cluster. The only room that knows
+//! Kubernetes. What this room does not do: talk to peers, touch sockets, or keep any
 //! state of a connection.
 
+mod from_file;
 mod hash;
+mod kube;
+pub mod policy;
 mod snapshot;
 mod source;
 
-pub use snapshot::{Decision, NodeInfo, NodeName, Pod, Snapshot, SnapshotError, uid_is_safe};
+pub use from_file::SnapshotError;
+pub use snapshot::{Decision, NodeInfo, NodeName, Pod, Snapshot, uid_is_safe};
 pub use source::SourceError;
 
 use crate::metrics::{NodeMetrics, ReloadOutcome};
 use arc_swap::ArcSwap;
 use source::Signature;
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -29,12 +35,16 @@ pub enum DirectoryError {
     Source(#[from] SourceError),
     #[error("the directory file {} is not valid: {fault}", .path.display())]
     Snapshot { path: PathBuf, fault: SnapshotError },
+    #[error(transparent)]
+    Kubernetes(#[from] kube::KubeError),
 }
 
 impl DirectoryError {
     fn outcome(&self) -> ReloadOutcome {
         match self {
-            Self::Source(SourceError::Unreadable { .. }) => ReloadOutcome::Unreadable,
+            Self::Source(SourceError::Unreadable { .. }) | Self::Kubernetes(_) => {
+                ReloadOutcome::Unreadable
+            }
             Self::Source(_) | Self::Snapshot { .. } => ReloadOutcome::Invalid,
         }
     }
@@ -53,15 +63,25 @@ pub enum Poll {
     Rejected(DirectoryError),
 }
 
-/// The directory of this node, read from a file.
-#[derive(Debug)]
+/// The directory of this node.
 pub struct Directory {
-    path: PathBuf,
     me: String,
     current: Arc<ArcSwap<Snapshot>>,
     generation: watch::Sender<u64>,
     metrics: Arc<NodeMetrics>,
-    seen: Mutex<Seen>,
+    source: Source,
+}
+
+impl std::fmt::Debug for Directory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let generation = self.generation();
+        f.debug_struct("Directory").field("me", &self.me).field("generation", &generation).finish()
+    }
+}
+
+enum Source {
+    File { path: PathBuf, seen: Mutex<Seen> },
+    Kubernetes { client: ::kube::Client, listen: SocketAddr },
 }
 
 /// What polling remembers. A signature is `None` while there is no readable file.
@@ -74,6 +94,44 @@ struct Seen {
 }
 
 impl Directory {
+    /// The source that the configuration names.
+    ///
+    /// # Errors
+    /// When there is nothing to start with: see [`Self::open`] and [`Self::kubernetes`].
+    pub async fn of(
+        config: &rdmesh_config::Node,
+        metrics: Arc<NodeMetrics>,
+    ) -> Result<Self, DirectoryError> {
+        match &config.directory.kubernetes {
+            Some(kubernetes) => {
+                Self::kubernetes(&kubernetes.kubeconfig, &config.name, config.listen, metrics).await
+            }
+            None => Self::open(&config.directory.file, &config.name, metrics),
+        }
+    }
+
+    /// Reads the API server of a cluster. Before it has answered, generation 0 holds: no pod is
+    /// known, and everything passes through. `listen` has the port of all node proxies.
+    ///
+    /// # Errors
+    /// When it cannot be told which API server, or as whom.
+    pub async fn kubernetes(
+        kubeconfig: &Path,
+        me: &str,
+        listen: SocketAddr,
+        metrics: Arc<NodeMetrics>,
+    ) -> Result<Self, DirectoryError> {
+        let client = kube::client(kubeconfig).await?;
+        metrics.directory_generation(0);
+        Ok(Self {
+            me: me.to_owned(),
+            current: Arc::new(ArcSwap::from_pointee(kube::unknown(me, listen))),
+            generation: watch::Sender::new(0),
+            metrics,
+            source: Source::Kubernetes { client, listen },
+        })
+    }
+
     /// Loads the file for the first time.
     ///
     /// # Errors
@@ -86,13 +144,13 @@ impl Directory {
         let path = path.into();
         let (signature, snapshot) = load(&path, me)?;
         metrics.directory_generation(1);
+        let seen = Mutex::new(Seen { settled: Some(signature), pending: None });
         Ok(Self {
-            path,
             me: me.to_owned(),
             current: Arc::new(ArcSwap::from_pointee(snapshot)),
             generation: watch::Sender::new(1),
             metrics,
-            seen: Mutex::new(Seen { settled: Some(signature), pending: None }),
+            source: Source::File { path, seen },
         })
     }
 
@@ -119,8 +177,32 @@ impl Directory {
         self.generation.subscribe()
     }
 
-    /// Looks at the file until the future is dropped.
+    /// Follows the source until the future is dropped.
     pub async fn run(self: Arc<Self>) {
+        match &self.source {
+            Source::File { .. } => self.follow_file().await,
+            Source::Kubernetes { client, listen } => {
+                let source = kube::Source {
+                    client: client.clone(),
+                    me: self.me.clone(),
+                    listen: *listen,
+                    metrics: self.metrics.clone(),
+                };
+                source.run(|snapshot| self.publish(snapshot)).await;
+            }
+        }
+    }
+
+    fn publish(&self, snapshot: Snapshot) {
+        let (nodes, pods) = (snapshot.nodes().len(), snapshot.pods_total());
+        match self.apply(snapshot) {
+            1 => tracing::info!(nodes, pods, "directory complete"),
+            // A cluster changes all the time.
+            generation => tracing::debug!(generation, nodes, pods, "directory changed"),
+        }
+    }
+
+    async fn follow_file(self: &Arc<Self>) {
         let mut ticks = tokio::time::interval(POLL_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -151,8 +233,9 @@ impl Directory {
 
     /// One look at the file.
     pub fn poll(&self) -> Poll {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = Signature::of(&self.path);
+        let Source::File { path, seen } = &self.source else { return Poll::Unchanged };
+        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = Signature::of(path);
         let now = found.as_ref().ok().copied();
         if now == seen.settled {
             seen.pending = None;
@@ -164,7 +247,7 @@ impl Directory {
             seen.pending = Some(now);
             return Poll::Settling;
         }
-        let loaded = found.map_err(DirectoryError::from).and_then(|_| load(&self.path, &self.me));
+        let loaded = found.map_err(DirectoryError::from).and_then(|_| load(path, &self.me));
         match loaded {
             Err(DirectoryError::Source(SourceError::Changing { .. })) => {
                 seen.pending = None;

@@ -3,11 +3,12 @@
 //!
 //! Independent of where it came from; it does no I/O. Lookups neither lock nor allocate.
 
-use super::hash::{FastMap, addr_key};
+use super::hash::{AddrHasher, FastMap, addr_key};
+use super::policy::{End, Labels, Policy, PolicyTable, Subject, Verdict};
 use crate::metrics::PassthroughReason;
-use rdmesh_config::{DirectoryFile, PodEntry, ServiceEntry};
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::Hasher;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::sync::Arc;
@@ -27,6 +28,12 @@ impl NodeName {
 impl From<&str> for NodeName {
     fn from(name: &str) -> Self {
         Self(name.into())
+    }
+}
+
+impl From<Arc<str>> for NodeName {
+    fn from(name: Arc<str>) -> Self {
+        Self(name)
     }
 }
 
@@ -60,6 +67,8 @@ pub struct Pod {
     pub addresses: Box<[IpAddr]>,
     /// Sorted.
     pub exclude_inbound_ports: Box<[u16]>,
+    /// What policies see of it.
+    pub subject: Arc<Subject>,
 }
 
 impl Pod {
@@ -88,31 +97,6 @@ pub enum Decision {
     Deny,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SnapshotError {
-    #[error(
-        "this node, {0:?}, is not in the directory's nodes; add it there, or correct node.name"
-    )]
-    SelfMissing(String),
-    #[error("node {0:?} is there twice")]
-    NodeTwice(String),
-    #[error("pod {pod:?} is on node {node:?}, which the directory does not have")]
-    UnknownNode { pod: String, node: String },
-    #[error(
-        "pod {pod:?} has the uid {uid:?}; a uid is 1 to 128 letters, digits, '-', '_' or '.', \
-         and does not start with '.'"
-    )]
-    BadUid { pod: String, uid: String },
-    #[error("uid {0:?} belongs to two pods")]
-    UidTwice(String),
-    #[error("address {0} belongs to two pods or services")]
-    AddressTwice(IpAddr),
-    #[error("pod {pod:?} has the address {address}, which is no address of a pod")]
-    BadAddress { pod: String, address: IpAddr },
-    #[error("service {service:?} has port {port} twice")]
-    PortTwice { service: String, port: u16 },
-}
-
 #[derive(Debug)]
 struct Target {
     address: SocketAddr,
@@ -125,16 +109,33 @@ struct Target {
 struct Targets {
     ready: Box<[Target]>,
     turn: AtomicUsize,
+    /// A client keeps its endpoint.
+    sticky: bool,
 }
 
 impl Targets {
-    fn next(&self) -> Option<&Target> {
+    fn next(&self, client: Option<IpAddr>) -> Option<&Target> {
         let len = self.ready.len();
         if len == 0 {
             return None;
         }
-        self.ready.get(self.turn.fetch_add(1, Relaxed) % len)
+        match client {
+            // The endpoint with the highest number for this client: the same on every node and
+            // after every change, as long as the endpoint is there, with nothing to remember.
+            Some(client) if self.sticky => {
+                self.ready.iter().max_by_key(|target| affinity(client, target.address))
+            }
+            _ => self.ready.get(self.turn.fetch_add(1, Relaxed) % len),
+        }
     }
+}
+
+fn affinity(client: IpAddr, endpoint: SocketAddr) -> u64 {
+    let mut hasher = AddrHasher::default();
+    hasher.write_u128(addr_key(client));
+    hasher.write_u128(addr_key(endpoint.ip()));
+    hasher.write_u16(endpoint.port());
+    hasher.finish()
 }
 
 /// See the module.
@@ -145,46 +146,69 @@ pub struct Snapshot {
     pods: FastMap<u128, Arc<Pod>>,
     services: FastMap<(u128, u16), Arc<Targets>>,
     local: Box<[Arc<Pod>]>,
+    /// Uids of pods of this node that are not in use (yet), sorted.
+    waiting: Box<[Arc<str>]>,
     pods_total: usize,
+    policies: PolicyTable,
 }
 
 impl Snapshot {
-    /// `seed` is where the turns over endpoints begin: different on each node and reload, or all
-    /// nodes would begin with the same endpoint.
-    ///
-    /// # Errors
-    /// The first fault found; a directory with a fault is not used at all.
-    pub fn build(file: &DirectoryFile, me: &str, seed: u64) -> Result<Self, SnapshotError> {
-        Builder::new(file, me)?.pods(&file.pods)?.services(&file.services, seed)
-    }
-
-    /// Decides about a connection that `source` opened to `orig_dst`.
+    /// Decides about a connection that `source`, a pod of this node, opened to `orig_dst`.
     #[must_use]
-    pub fn resolve(&self, _source: &Pod, orig_dst: SocketAddr) -> Decision {
+    pub fn resolve(&self, source: &Pod, orig_dst: SocketAddr) -> Decision {
         let (ip, port) = (orig_dst.ip(), orig_dst.port());
         if let Some(pod) = self.pods.get(&addr_key(ip)) {
-            return self.to_pod(pod, SocketAddr::new(ip.to_canonical(), port));
+            return self.to_pod(source, pod, SocketAddr::new(ip.to_canonical(), port));
         }
         let Some(targets) = self.services.get(&(addr_key(ip), port)) else {
             return Decision::Passthrough { reason: PassthroughReason::OutsideMesh };
         };
-        match targets.next() {
+        match targets.next(source.addresses.first().copied()) {
             None => Decision::Passthrough { reason: PassthroughReason::NoEndpoint },
             Some(Target { pod: None, .. }) => {
                 Decision::Passthrough { reason: PassthroughReason::OutsideMesh }
             }
-            Some(Target { address, pod: Some(pod) }) => self.to_pod(pod, *address),
+            Some(Target { address, pod: Some(pod) }) => self.to_pod(source, pod, *address),
         }
     }
 
-    fn to_pod(&self, pod: &Arc<Pod>, dst: SocketAddr) -> Decision {
+    fn to_pod(&self, source: &Pod, pod: &Arc<Pod>, dst: SocketAddr) -> Decision {
+        // What passes through meets the CNI, which has policies of its own.
         if pod.excludes_port(dst.port()) {
-            Decision::Passthrough { reason: PassthroughReason::ExcludedPort }
-        } else if pod.node == self.me {
+            return Decision::Passthrough { reason: PassthroughReason::ExcludedPort };
+        }
+        match self.egress(source, pod, dst) {
+            Verdict::Allow => {}
+            Verdict::Deny => return Decision::Deny,
+            Verdict::Unknown => {
+                return Decision::Passthrough { reason: PassthroughReason::PolicyUnknown };
+            }
+        }
+        if pod.node == self.me {
             Decision::Local { dst, pod: pod.clone() }
         } else {
             Decision::Mesh { node: pod.node.clone(), dst, pod: pod.clone() }
         }
+    }
+
+    fn egress(&self, source: &Pod, pod: &Pod, dst: SocketAddr) -> Verdict {
+        // No policy comes between a pod and itself.
+        if source.uid == pod.uid {
+            return Verdict::Allow;
+        }
+        let end = End { subject: Some(&pod.subject), address: dst.ip() };
+        self.policies.egress(&source.uid, end, dst.port())
+    }
+
+    /// Whether the policies of `pod`, one of this node, let a connection from `src` in.
+    #[must_use]
+    pub fn ingress(&self, pod: &Pod, src: IpAddr, port: u16) -> Verdict {
+        let source = self.pod(src);
+        if source.is_some_and(|source| source.uid == pod.uid) {
+            return Verdict::Allow;
+        }
+        let end = End { subject: source.map(|source| &*source.subject), address: src };
+        self.policies.ingress(&pod.uid, &pod.subject, end, port)
     }
 
     /// Whether `addr` belongs to a pod of `node`: a peer may open streams from such alone.
@@ -213,6 +237,13 @@ impl Snapshot {
     pub fn local_pod_by_uid(&self, uid: &str) -> Option<&Arc<Pod>> {
         let at = self.local.binary_search_by(|pod| (*pod.uid).cmp(uid)).ok()?;
         self.local.get(at)
+    }
+
+    /// Whether the pod is of this node and may need its directory, in use or not.
+    #[must_use]
+    pub fn keeps_directory(&self, uid: &str) -> bool {
+        self.local_pod_by_uid(uid).is_some()
+            || self.waiting.binary_search_by(|known| (**known).cmp(uid)).is_ok()
     }
 
     #[must_use]
@@ -246,123 +277,103 @@ pub fn uid_is_safe(uid: &str) -> bool {
         && uid.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
 
-struct Builder {
+/// Puts a snapshot together; the sources differ in what they do about contradictions.
+pub(super) struct Assembly {
     snapshot: Snapshot,
+    local: Vec<Arc<Pod>>,
+    turn: usize,
 }
 
-impl Builder {
-    fn new(file: &DirectoryFile, me: &str) -> Result<Self, SnapshotError> {
-        let mut nodes = HashMap::with_capacity(file.nodes.len());
-        for entry in &file.nodes {
-            let name = NodeName::from(entry.name.as_str());
-            let info = NodeInfo { name: name.clone(), address: entry.address };
-            if nodes.insert(name.as_arc().clone(), info).is_some() {
-                return Err(SnapshotError::NodeTwice(entry.name.clone()));
-            }
-        }
-        let Some(own) = nodes.get(me) else {
-            return Err(SnapshotError::SelfMissing(me.to_owned()));
-        };
+impl Assembly {
+    /// `seed` is where the turns over endpoints begin: different on each node and reload, or all
+    /// nodes would begin with the same endpoint.
+    pub fn new(me: NodeName, nodes: HashMap<Arc<str>, NodeInfo>, pods: usize, seed: u64) -> Self {
+        let mut by_address = FastMap::default();
+        by_address.reserve(pods);
         let snapshot = Snapshot {
-            me: own.name.clone(),
+            me,
             nodes,
-            pods: FastMap::default(),
+            pods: by_address,
             services: FastMap::default(),
             local: Box::default(),
-            pods_total: file.pods.len(),
+            waiting: Box::default(),
+            pods_total: 0,
+            policies: PolicyTable::default(),
         };
-        Ok(Self { snapshot })
+        Self { snapshot, local: Vec::new(), turn: seed as usize }
     }
 
-    fn pods(mut self, entries: &[PodEntry]) -> Result<Self, SnapshotError> {
-        let snapshot = &mut self.snapshot;
-        let mut uids = std::collections::HashSet::with_capacity(entries.len());
-        let mut local = Vec::new();
-        snapshot.pods.reserve(entries.len());
-        for entry in entries {
-            if !uid_is_safe(&entry.uid) {
-                return Err(SnapshotError::BadUid {
-                    pod: entry.name.clone(),
-                    uid: entry.uid.clone(),
-                });
-            }
-            if !uids.insert(entry.uid.as_str()) {
-                return Err(SnapshotError::UidTwice(entry.uid.clone()));
-            }
-            let pod = Arc::new(pod(entry, &snapshot.nodes)?);
-            for &address in &pod.addresses {
-                if snapshot.pods.insert(addr_key(address), pod.clone()).is_some() {
-                    return Err(SnapshotError::AddressTwice(address));
-                }
-            }
-            if pod.node == snapshot.me {
-                local.push(pod);
-            }
+    /// # Errors
+    /// With the address that another pod has; the pod is not taken.
+    pub fn pod(&mut self, pod: Arc<Pod>) -> Result<(), IpAddr> {
+        let pods = &mut self.snapshot.pods;
+        let taken = |address: &&IpAddr| pods.contains_key(&addr_key(**address));
+        if let Some(address) = pod.addresses.iter().find(taken) {
+            return Err(*address);
         }
-        local.sort_unstable_by(|a, b| a.uid.cmp(&b.uid));
-        snapshot.local = local.into();
-        Ok(self)
-    }
-
-    fn services(mut self, entries: &[ServiceEntry], seed: u64) -> Result<Snapshot, SnapshotError> {
-        let snapshot = &mut self.snapshot;
-        // Each port begins elsewhere; the odd step is that of a Weyl sequence.
-        let mut turn = seed as usize;
-        for service in entries {
-            for port in &service.ports {
-                let ready = port.endpoints.iter().filter(|e| e.ready).map(|e| Target {
-                    address: SocketAddr::new(e.address.ip().to_canonical(), e.address.port()),
-                    pod: snapshot.pods.get(&addr_key(e.address.ip())).cloned(),
-                });
-                let ready = ready.collect();
-                turn = turn.wrapping_add(0x9E37_79B9_7F4A_7C15_u64 as usize);
-                let targets = Arc::new(Targets { ready, turn: AtomicUsize::new(turn >> 16) });
-                for &address in &service.addresses {
-                    let key = addr_key(address);
-                    if snapshot.pods.contains_key(&key) {
-                        return Err(SnapshotError::AddressTwice(address));
-                    }
-                    if snapshot.services.insert((key, port.port), targets.clone()).is_some() {
-                        return Err(SnapshotError::PortTwice {
-                            service: service.name.clone(),
-                            port: port.port,
-                        });
-                    }
-                }
-            }
+        for &address in &pod.addresses {
+            pods.insert(addr_key(address), pod.clone());
         }
-        Ok(self.snapshot)
+        self.snapshot.pods_total += 1;
+        if pod.node == self.snapshot.me {
+            self.local.push(pod);
+        }
+        Ok(())
     }
-}
 
-/// Unit tests of the node proxy play pods on loopback, where they need no privilege.
-fn is_playground(address: IpAddr) -> bool {
-    cfg!(test) && matches!(address, IpAddr::V4(v4) if v4.octets()[..2] == [127, 86])
-}
-
-fn pod(entry: &PodEntry, nodes: &HashMap<Arc<str>, NodeInfo>) -> Result<Pod, SnapshotError> {
-    let Some(node) = nodes.get(entry.node.as_str()) else {
-        return Err(SnapshotError::UnknownNode {
-            pod: entry.name.clone(),
-            node: entry.node.clone(),
+    /// The ready endpoints of a service port, all pods being known. One address at least.
+    pub fn targets(&mut self, endpoints: impl Iterator<Item = SocketAddr>, sticky: bool) -> Shared {
+        let pods = &self.snapshot.pods;
+        let ready = endpoints.map(|endpoint| Target {
+            address: SocketAddr::new(endpoint.ip().to_canonical(), endpoint.port()),
+            pod: pods.get(&addr_key(endpoint.ip())).cloned(),
         });
-    };
-    // The node proxy would take any of these for a reason to speak for somebody else.
-    let foul = entry.addresses.iter().find(|a| {
-        let a = a.to_canonical();
-        (a.is_loopback() && !is_playground(a)) || a.is_unspecified() || a.is_multicast()
-    });
-    if let Some(&address) = foul {
-        return Err(SnapshotError::BadAddress { pod: entry.name.clone(), address });
+        let ready = ready.collect();
+        // Each port begins elsewhere; the odd step is that of a Weyl sequence.
+        self.turn = self.turn.wrapping_add(0x9E37_79B9_7F4A_7C15_u64 as usize);
+        Shared(Arc::new(Targets { ready, turn: AtomicUsize::new(self.turn >> 16), sticky }))
     }
-    let mut ports = entry.exclude_inbound_ports.clone();
-    ports.sort_unstable();
-    ports.dedup();
-    Ok(Pod {
-        name: entry.name.as_str().into(),
-        uid: entry.uid.as_str().into(),
-        node: node.name.clone(),
-        addresses: entry.addresses.iter().map(IpAddr::to_canonical).collect(),
-        exclude_inbound_ports: ports.into(),
-    })
+
+    /// # Errors
+    /// When a pod or another service has it.
+    pub fn service(&mut self, at: SocketAddr, targets: &Shared) -> Result<(), Taken> {
+        let key = addr_key(at.ip());
+        if self.snapshot.pods.contains_key(&key) {
+            return Err(Taken::ByPod);
+        }
+        match self.snapshot.services.entry((key, at.port())) {
+            std::collections::hash_map::Entry::Occupied(_) => Err(Taken::ByService),
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                entry.insert(targets.0.clone());
+                Ok(())
+            }
+        }
+    }
+
+    /// Pods of this node that are known but not in use: their directories stay.
+    pub fn waiting(&mut self, mut uids: Vec<Arc<str>>) {
+        uids.sort_unstable();
+        self.snapshot.waiting = uids.into();
+    }
+
+    pub fn finish(
+        mut self,
+        policies: impl IntoIterator<Item = Arc<Policy>>,
+        namespaces: HashMap<Arc<str>, Labels>,
+    ) -> Snapshot {
+        self.local.sort_unstable_by(|a, b| a.uid.cmp(&b.uid));
+        let pods = self.local.iter().map(|pod| (&pod.uid, &*pod.subject));
+        self.snapshot.policies = PolicyTable::build(policies, namespaces, pods);
+        self.snapshot.local = self.local.into();
+        self.snapshot
+    }
+}
+
+/// Endpoints that the addresses of a service share.
+pub(super) struct Shared(Arc<Targets>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    ByPod,
+    ByService,
 }

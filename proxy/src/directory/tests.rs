@@ -16,7 +16,7 @@ fn pod(name: &str, node: &str, addresses: &[&str]) -> PodEntry {
         uid: format!("uid-{name}"),
         node: node.into(),
         addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
-        exclude_inbound_ports: Vec::new(),
+        ..PodEntry::default()
     }
 }
 
@@ -57,6 +57,7 @@ fn file() -> DirectoryFile {
             service("none", "10.43.0.2", 80, &[("10.42.1.5:80", false)]),
             service("foreign", "10.43.0.3", 80, &[("198.51.100.7:80", true)]),
         ],
+        ..DirectoryFile::default()
     }
 }
 

@@ -121,6 +121,8 @@ reasons! {
         LaneLost = 21 "lane_lost",
         /// The far node proxy failed in itself.
         Internal = 22 "internal",
+        /// A policy bears on the connection that the far node proxy cannot evaluate.
+        PolicyUnknown = 23 "policy_unknown",
     }
 }
 
@@ -137,7 +139,8 @@ impl RefuseReason {
             | Self::Draining
             | Self::BadSource
             | Self::LaneLost
-            | Self::Internal => true,
+            | Self::Internal
+            | Self::PolicyUnknown => true,
         }
     }
 }

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -23,6 +23,9 @@ use tracing::{debug, warn};
 
 /// How often directories that were missing are looked for: a sidecar waits this long at most.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// How often directories without a pod are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(300);
+const EMPTY_AGE_MIN: Duration = Duration::from_secs(600);
 const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
 /// Sidecars of one pod that may be greeted at the same time.
 const GREETINGS_MAX: usize = 8;
@@ -31,6 +34,8 @@ pub const SOCKET_NAME: &str = "node.sock";
 pub struct Handoffs {
     pub node: String,
     pub pods_dir: PathBuf,
+    /// kubelet made the directories: empty ones without a pod are left-overs.
+    pub sweep_empty: bool,
     pub directory: Arc<ArcSwap<Snapshot>>,
     pub mailboxes: Vec<Mailbox<Command>>,
     pub metrics: Arc<NodeMetrics>,
@@ -54,7 +59,16 @@ impl Handoffs {
     pub async fn run(self, mut changes: watch::Receiver<u64>) {
         let shared = Arc::new(self);
         let mut listening: HashMap<Arc<str>, Listening> = HashMap::new();
+        // What the directory knows before it was read is no reason to remove anything.
+        if changes.wait_for(|generation| *generation > 0).await.is_err() {
+            return;
+        }
+        let mut swept: Option<Instant> = None;
         loop {
+            if swept.is_none_or(|last| last.elapsed() > SWEEP_INTERVAL) {
+                shared.sweep_stale();
+                swept = Some(Instant::now());
+            }
             Arc::clone(&shared).look(&mut listening);
             tokio::select! {
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}
@@ -67,7 +81,7 @@ impl Handoffs {
         let snapshot = self.directory.load_full();
         listening.retain(|uid, _| {
             let known = snapshot.local_pod_by_uid(uid).is_some();
-            if !known {
+            if !known && !snapshot.keeps_directory(uid) {
                 sweep(&self.pods_dir.join(&**uid));
             }
             known
@@ -80,7 +94,9 @@ impl Handoffs {
             };
             let directory = (metadata.dev(), metadata.ino());
             let current = listening.get(&pod.uid).is_some_and(|known| {
-                known.directory == directory && known.pod == *pod && !known.task.is_finished()
+                known.directory == directory
+                    && known.pod.addresses == pod.addresses
+                    && !known.task.is_finished()
             });
             if current {
                 continue;
@@ -97,6 +113,27 @@ impl Handoffs {
                 Err(error) => {
                     debug!(%error, path = %path.display(), "no handoff socket for the pod yet");
                 }
+            }
+        }
+    }
+
+    /// Removes directories of pods that were gone before this process started, or before their sidecar
+    /// came.
+    fn sweep_stale(&self) {
+        let snapshot = self.directory.load();
+        let Ok(entries) = std::fs::read_dir(&self.pods_dir) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            if name.to_str().is_some_and(|uid| snapshot.keeps_directory(uid)) {
+                continue;
+            }
+            // Only what looks like ours: a socket of this name is in it, or nothing at all for long.
+            if entry.path().join(SOCKET_NAME).exists() {
+                sweep(&entry.path());
+            } else if self.sweep_empty
+                && entry.metadata().is_ok_and(|metadata| metadata.is_dir() && is_old(&metadata))
+            {
+                let _ = std::fs::remove_dir(entry.path());
             }
         }
     }
@@ -191,15 +228,8 @@ fn sweep(directory: &Path) {
     let _ = std::fs::remove_dir(directory);
 }
 
-/// Removes directories of pods that were gone before this process started.
-pub fn sweep_stale(pods_dir: &Path, snapshot: &Snapshot) {
-    let Ok(entries) = std::fs::read_dir(pods_dir) else { return };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let known = name.to_str().is_some_and(|uid| snapshot.local_pod_by_uid(uid).is_some());
-        // Only what looks like ours: a socket of this name is in it.
-        if !known && entry.path().join(SOCKET_NAME).exists() {
-            sweep(&entry.path());
-        }
-    }
+/// So old that the directory must know its pod, if there is one.
+fn is_old(metadata: &std::fs::Metadata) -> bool {
+    let age = metadata.modified().ok().and_then(|time| time.elapsed().ok());
+    age.is_some_and(|age| age > EMPTY_AGE_MIN)
 }

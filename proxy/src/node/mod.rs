@@ -41,6 +41,13 @@ struct Shared {
     ready: AtomicBool,
 }
 
+impl Shared {
+    /// Not before the directory has been read: until then everything passes through.
+    fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed) && self.directory.generation() > 0
+    }
+}
+
 /// Runs the node proxy until `stop` completes, with the name of its reason, and a drained end.
 ///
 /// # Errors
@@ -63,8 +70,7 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let node = &config.node;
     let metrics = Arc::new(NodeMetrics::new());
-    let directory = Directory::open(&node.directory.file, &node.name, Arc::clone(&metrics))?;
-    let directory = Arc::new(directory);
+    let directory = Arc::new(Directory::of(node, Arc::clone(&metrics)).await?);
     let workers = node.workers.max(1) as usize;
     let mailboxes = (0..workers)
         .map(|_| Mailbox::new(MAILBOX_COMMANDS_MAX))
@@ -73,7 +79,6 @@ async fn serve(
     let worker_metrics: Vec<_> = (0..workers).map(|_| Arc::new(WorkerMetrics::new())).collect();
     let registry = Registry::for_node(Arc::clone(&metrics), worker_metrics.clone())?;
 
-    handoffs::sweep_stale(&node.pods_dir, &directory.snapshot());
     std::fs::create_dir_all(&node.pods_dir)
         .with_context(|| format!("node.pods_dir: cannot create {}", node.pods_dir.display()))?;
     let (requests, requested) = mpsc::channel::<Request>(REQUESTS_MAX);
@@ -116,6 +121,7 @@ async fn serve(
     let handoffs = handoffs::Handoffs {
         node: node.name.clone(),
         pods_dir: node.pods_dir.clone(),
+        sweep_empty: node.directory.kubernetes.is_some(),
         directory: directory.handle(),
         mailboxes,
         metrics,
@@ -242,13 +248,10 @@ async fn node_status(shared: &Shared) -> status::NodeStatus {
 fn routes(shared: &Arc<Shared>, registry: Registry) -> Routes {
     let ready = Arc::clone(shared);
     let status = Arc::clone(shared);
-    Routes::new(registry).ready(move || ready.ready.load(Ordering::Relaxed)).json(
-        "/status",
-        move || {
-            let shared = Arc::clone(&status);
-            async move { node_status(&shared).await }
-        },
-    )
+    Routes::new(registry).ready(move || ready.is_ready()).json("/status", move || {
+        let shared = Arc::clone(&status);
+        async move { node_status(&shared).await }
+    })
 }
 
 /// Sockets are the proxy's business: it takes as many descriptors as it may.

@@ -2,8 +2,9 @@
 
 use super::TrustError;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    PublicKeyData,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, DnsName, ServerName, UnixTime};
@@ -86,10 +87,24 @@ impl Ca {
     /// # Errors
     /// When the name is not valid, or the CA is not one or has expired.
     pub fn issue(&self, node: &str, days: u32) -> Result<NodeCertificate, TrustError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        Ok(NodeCertificate { cert_pem: self.sign(node, days, &key)?, key_pem: key.serialize_pem() })
+    }
+
+    /// A certificate for the key of a request (PEM). Nothing else of the request counts: who may have
+    /// which name is for the caller to know.
+    ///
+    /// # Errors
+    /// As [`Ca::issue`], or when the request is none or not signed by its key.
+    pub fn issue_for(&self, request: &str, node: &str, days: u32) -> Result<String, TrustError> {
+        let request = CertificateSigningRequestParams::from_pem(request)?;
+        self.sign(node, days, &request.public_key)
+    }
+
+    fn sign(&self, node: &str, days: u32, key: &impl PublicKeyData) -> Result<String, TrustError> {
         if !is_node_name(node) {
             return Err(TrustError::BadName(node.to_owned()));
         }
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let mut params = params(node, days)?;
         params.subject_alt_names = vec![rcgen::SanType::DnsName(node.try_into()?)];
         params.is_ca = IsCa::ExplicitNoCa;
@@ -97,9 +112,9 @@ impl Ca {
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        let cert = params.signed_by(&key, &self.issuer)?;
+        let cert = params.signed_by(key, &self.issuer)?;
         self.verify(cert.der(), node).map_err(|e| TrustError::NotAccepted(e.to_string()))?;
-        Ok(NodeCertificate { cert_pem: cert.pem(), key_pem: key.serialize_pem() })
+        Ok(cert.pem())
     }
 
     /// As a peer will do: a certificate that no peer takes is better not made.
@@ -113,6 +128,16 @@ impl Ca {
         let name = ServerName::try_from(node).map_err(|_| webpki::Error::MalformedDnsIdentifier)?;
         leaf.verify_is_valid_for_subject_name(&name)
     }
+}
+
+/// A new key, and a request for a certificate for it: both as PEM, the request first.
+///
+/// # Errors
+/// When there is no randomness to be had.
+pub fn request() -> Result<(String, String), TrustError> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let request = CertificateParams::new(Vec::new())?.serialize_request(&key)?;
+    Ok((request.pem()?, key.serialize_pem()))
 }
 
 fn params(name: &str, days: u32) -> Result<CertificateParams, TrustError> {

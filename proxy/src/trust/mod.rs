@@ -7,7 +7,7 @@
 mod ca;
 mod files;
 
-pub use ca::{Ca, NodeCertificate};
+pub use ca::{Ca, NodeCertificate, request};
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -42,7 +42,7 @@ impl State {
         let directory = DirectoryFile {
             nodes: vec![node(1), node(2)],
             pods: pods.iter().filter(|pod| pod.meshed).map(pod_entry).collect(),
-            services: Vec::new(),
+            ..DirectoryFile::default()
         };
         Self {
             config: Config::default(),
@@ -63,6 +63,7 @@ fn pod_entry(pod: &Place) -> PodEntry {
             topology::pod_v6(pod.node, pod.index).into(),
         ],
         exclude_inbound_ports: Vec::new(),
+        ..PodEntry::default()
     }
 }
 

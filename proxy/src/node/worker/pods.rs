@@ -7,11 +7,14 @@ use super::lane::{Carrier, WAITING_MAX, Waiting};
 use super::slots::Key;
 use super::spares::Spares;
 use super::stream::Stream;
+use crate::directory::policy::Verdict;
 use crate::directory::{Decision, Pod};
 use crate::handoff::{
     self, Channel, DialFailure, Family, HandoffError, ToNode, ToSidecar, check_stream_socket,
 };
-use crate::metrics::{HandoffOutcome, Outcome, PassthroughReason, PeerRejected, Role};
+use crate::metrics::{
+    HandoffOutcome, Outcome, PassthroughReason, PeerRejected, PolicyDirection, Role,
+};
 use crate::mux::{Open, RefuseReason, StreamId};
 use crate::node::messages::NodeName;
 use std::collections::HashMap;
@@ -192,7 +195,9 @@ impl Worker {
     /// A sidecar hands over a connection of its application.
     fn handed_over(&mut self, key: Key, id: u32, orig_dst: SocketAddr, socket: OwnedFd) {
         let Some(slot) = self.pods.get(key) else { return };
-        let pod = Arc::clone(&slot.pod);
+        let snapshot = self.directory.load();
+        // A pod may have got another address since its sidecar arrived.
+        let pod = Arc::clone(snapshot.local_pod_by_uid(&slot.pod.uid).unwrap_or(&slot.pod));
         let src = match check_stream_socket(&socket) {
             Ok(ends) if pod.has_address(ends.peer.ip()) => ends.peer,
             Ok(ends) => {
@@ -220,11 +225,16 @@ impl Worker {
             return;
         }
         let deadline = self.now + Duration::from_millis(self.config.timeouts.handshake_ms);
-        let decision = self.directory.load().resolve(&pod, orig_dst);
+        let decision = snapshot.resolve(&pod, orig_dst);
+        drop(snapshot);
         let waiting = |dst| Waiting { pod: key, handoff_id: id, socket, src, dst, deadline };
         match decision {
             Decision::Passthrough { reason } => self.pass_through(key, id, reason),
-            Decision::Deny => self.deny(key, id, HandoffOutcome::Denied),
+            Decision::Deny => {
+                self.metrics.policy_denied(PolicyDirection::Egress);
+                debug!(pod = &*pod.name, dst = %orig_dst, "a policy forbids the connection");
+                self.deny(key, id, HandoffOutcome::Denied);
+            }
             Decision::Local { dst, .. } => {
                 self.metrics.handoff(HandoffOutcome::Local);
                 let lane = self.same_node_lane();
@@ -344,6 +354,15 @@ impl Worker {
         let pod = snapshot.local_pod(open.dst.ip()).ok_or(RefuseReason::NoPod)?;
         if pod.excludes_port(open.dst.port()) {
             return Err(RefuseReason::NoPod);
+        }
+        match snapshot.ingress(pod, open.src.ip(), open.dst.port()) {
+            Verdict::Allow => {}
+            Verdict::Deny => {
+                self.metrics.policy_denied(PolicyDirection::Ingress);
+                debug!(pod = &*pod.name, src = %open.src, "a policy forbids the connection");
+                return Err(RefuseReason::Denied);
+            }
+            Verdict::Unknown => return Err(RefuseReason::PolicyUnknown),
         }
         if self.stop_at.is_some() {
             return Err(RefuseReason::Draining);

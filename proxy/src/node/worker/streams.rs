@@ -384,6 +384,7 @@ fn passthrough_reason(reason: RefuseReason) -> PassthroughReason {
         RefuseReason::Draining => PassthroughReason::Draining,
         RefuseReason::BadSource => PassthroughReason::BadSource,
         RefuseReason::LaneLost => PassthroughReason::LaneLost,
+        RefuseReason::PolicyUnknown => PassthroughReason::PolicyUnknown,
         _ => PassthroughReason::PeerUnavailable,
     }
 }

@@ -47,10 +47,10 @@ impl End {
                     uid: format!("uid-{node}"),
                     node: (*node).into(),
                     addresses: vec![(*address).into()],
-                    exclude_inbound_ports: Vec::new(),
+                    ..PodEntry::default()
                 })
                 .collect(),
-            services: Vec::new(),
+            ..DirectoryFile::default()
         };
         let directory = Arc::new(ArcSwap::from_pointee(Snapshot::build(&file, name, 1).unwrap()));
         let mailbox = Mailbox::new(64).unwrap();

@@ -1,0 +1,73 @@
+//! `rdmesh-injector node-certificate`: runs beside a node proxy and keeps its certificate.
+
+use crate::client::{Endpoint, fetch};
+use anyhow::Context;
+use rdmesh_config::Log;
+use rdmesh_proxy::cmd::{start_logging, stop_signal};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A third of what a certificate is good for: two renewals may fail.
+const RENEW_INTERVAL: Duration = Duration::from_secs(8 * 3600);
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Where the injector listens: HOST:PORT
+    #[arg(long)]
+    injector: String,
+    /// The name in the injector's certificate
+    #[arg(long)]
+    server_name: String,
+    /// The authority's certificate (PEM)
+    #[arg(long)]
+    ca: PathBuf,
+    /// The token of this pod's service account
+    #[arg(long)]
+    token: PathBuf,
+    /// Where tls.crt, tls.key and ca.crt go
+    #[arg(long)]
+    dir: PathBuf,
+    /// Exit as soon as there is a certificate
+    #[arg(long)]
+    once: bool,
+}
+
+/// # Errors
+/// When the directory cannot be written.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    start_logging(&Log::default())?;
+    let Args { injector, server_name, ca, token, dir, once } = args;
+    let endpoint = Endpoint { address: injector, server_name, ca, token };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let keep = async {
+            if !once {
+                // There is one already: the same program with --once ran before.
+                tokio::time::sleep(RENEW_INTERVAL).await;
+            }
+            loop {
+                let pause = match fetch(&endpoint).await {
+                    Ok(made) => {
+                        made.write(&dir)
+                            .with_context(|| format!("cannot write {}", dir.display()))?;
+                        tracing::info!(node = %made.node, "certificate taken up");
+                        if once {
+                            return Ok(());
+                        }
+                        RENEW_INTERVAL
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "no certificate yet; trying again");
+                        RETRY_INTERVAL
+                    }
+                };
+                tokio::time::sleep(pause).await;
+            }
+        };
+        tokio::select! {
+            result = keep => result,
+            signal = stop_signal() => signal.map(|_| ()).map_err(Into::into),
+        }
+    })
+}
