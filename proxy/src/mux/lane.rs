@@ -50,6 +50,8 @@ pub(super) enum LinkState {
 pub(super) struct Link {
     pub state: LinkState,
     pub hello_sent: bool,
+    /// Posted when the link came up.
+    pub credits_first: u32,
     /// Receive buffers posted, and what the peer was told of them.
     pub posted: u64,
     pub told: u64,
@@ -68,6 +70,7 @@ impl Link {
         Self {
             state,
             hello_sent: false,
+            credits_first: credits,
             posted: u64::from(credits),
             told: 0,
             received: 0,

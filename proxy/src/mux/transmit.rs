@@ -208,12 +208,12 @@ impl<P: Payload> Lane<P> {
     /// Enough new credits to be worth a message. At least two, so that messages that only tell of
     /// credits do not provoke each other for ever.
     fn credits_to_tell(&self) -> bool {
-        let threshold = u64::from(self.config.credits / 4).max(2);
+        let threshold = u64::from(self.link.credits_first / 4).max(2);
         self.link.posted - self.link.told >= threshold
     }
 
     fn acknowledgement_due(&self) -> bool {
-        let threshold = u64::from(self.peer_unacked_max.min(self.config.credits) / 4).max(1);
+        let threshold = u64::from(self.peer_unacked_max.min(self.link.credits_first) / 4).max(1);
         self.ack_due || self.received_seq - self.acknowledged_seq >= threshold
     }
 
