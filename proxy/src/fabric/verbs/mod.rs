@@ -125,8 +125,8 @@ impl Verbs {
             return Err(Absence::Device.into());
         }
         let slab = opened.receive_memory.slab();
-        // Others may still come: a link takes a quarter of what is left.
-        let receives = (slab.buffers_free() / 4).max(RECEIVES_MIN).min(self.credits_max as usize);
+        // Others may still come: a link takes a sixteenth of what is left.
+        let receives = (slab.buffers_free() / 16).max(RECEIVES_MIN).min(self.credits_max as usize);
         if slab.buffers_free() < receives {
             return Err(Absence::Memory.into());
         }

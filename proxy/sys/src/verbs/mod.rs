@@ -6,6 +6,8 @@
 //! What it does not do: exchange addresses, choose a device, or retry.
 
 mod device;
+#[cfg(test)]
+mod layout;
 mod memory;
 mod queue_pair;
 
