@@ -3,8 +3,10 @@
 //! A link keeps order, delivers whole messages and reports that it broke; what was lost with it is
 //! the lane's to send again. What a link does not do: know streams, or choose another link.
 
+mod connection;
 mod negotiate;
 pub mod select;
+mod session;
 mod tcp;
 #[cfg(feature = "verbs")]
 mod verbs;

@@ -14,7 +14,8 @@
 //!
 //! What it does not do: block, or wait for ever: the caller has a deadline.
 
-use super::tcp::{self, Session};
+use super::connection;
+use super::session::Session;
 use super::{Broken, Established};
 use std::io::{self, IoSlice};
 use std::net::TcpStream;
@@ -171,7 +172,7 @@ impl Connection {
     /// `None` when nothing is there, `Some(0)` at the end.
     pub fn receive(&mut self, space: &mut [u8]) -> Result<Option<usize>, Broken> {
         match &mut self.tls {
-            None => Ok(tcp::receive(self.socket.as_fd(), space)?),
+            None => Ok(connection::receive(self.socket.as_fd(), space)?),
             Some(session) => session.read_from(&self.socket, space),
         }
     }
@@ -297,7 +298,7 @@ impl<E: Endpoint> Negotiator<E> {
             return Ok(session.write_to(socket)?);
         }
         while !self.unsent.is_empty() {
-            let Some(n) = tcp::send(socket.as_fd(), &[IoSlice::new(&self.unsent)])? else {
+            let Some(n) = connection::send(socket.as_fd(), &[IoSlice::new(&self.unsent)])? else {
                 return Ok(false);
             };
             self.unsent.drain(..n);

@@ -1,14 +1,13 @@
 //! The `tcp` fabric: messages back to back in one TCP connection, plain or inside TLS 1.3.
 
 mod frame;
-mod tls;
 
+use super::connection::{receive, send};
+use super::session::Session;
 use super::{Broken, Link, Received};
 use crate::mux::Transmit;
 use frame::Framer;
 use rdmesh_sys::slab::{Payload, Slab};
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::TcpStream;
@@ -33,8 +32,6 @@ pub(super) fn receive_slab(message_bytes_max: usize, window_budget_bytes: u64) -
     let buffers = (window_budget_bytes as usize).saturating_mul(4) / buffer_bytes + 64;
     Slab::new(u32::try_from(buffers).unwrap_or(u32::MAX), buffer_bytes)
 }
-
-pub(super) use tls::Session;
 
 pub(super) struct TcpLink {
     socket: TcpStream,
@@ -186,35 +183,5 @@ impl Link for TcpLink {
 
     fn connection(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
-    }
-}
-
-/// Sends without blocking; `None` when the socket takes nothing now.
-pub(super) fn send(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<Option<usize>> {
-    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-    loop {
-        match rustix::net::sendmsg(
-            socket,
-            slices,
-            &mut rustix::net::SendAncillaryBuffer::default(),
-            flags,
-        ) {
-            Ok(n) => return Ok(Some(n)),
-            Err(Errno::AGAIN) => return Ok(None),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-/// Receives without blocking; `None` when nothing is there, `Some(0)` at the end.
-pub(super) fn receive(socket: BorrowedFd<'_>, space: &mut [u8]) -> io::Result<Option<usize>> {
-    loop {
-        match rustix::net::recv(socket, &mut *space, RecvFlags::DONTWAIT) {
-            Ok((n, _)) => return Ok(Some(n)),
-            Err(Errno::AGAIN) => return Ok(None),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
     }
 }

@@ -1,4 +1,4 @@
-//! The TLS session of an encrypted `tcp` link, driven by hand because the worker owns the socket.
+//! The TLS session of a link's own connection, driven by hand because the worker owns the socket.
 
 use super::Broken;
 use crate::mux::Transmit;
