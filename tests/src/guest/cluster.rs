@@ -38,6 +38,10 @@ impl Setting {
 
     fn config(&self) -> Config {
         let mut config = Config::default();
+        // For whoever looks into a failure: `RDMESH_LOG=debug make test-rdma ARGS=killed`.
+        if let Ok(level) = std::env::var("RDMESH_LOG") {
+            config.log.level = level;
+        }
         let node = &mut config.node;
         node.fabric = self.fabric;
         node.workers = self.workers;
@@ -220,12 +224,25 @@ impl Cluster {
         }
     }
 
-    /// The end of each node proxy's log, for a failure's report.
+    /// The end of each node proxy's log and what it counts, for a failure's report.
     pub fn print_logs(&self) {
+        const COUNTS: [&str; 6] = [
+            "rdmesh_streams_active",
+            "rdmesh_streams_total",
+            "rdmesh_passthrough_total",
+            "rdmesh_lane_up",
+            "rdmesh_lane_failovers_total",
+            "rdmesh_link_messages_total",
+        ];
         for guest in &self.guests {
             let log = guest.call::<String>(Call::NodeLog, Duration::from_secs(10));
             let log = log.unwrap_or_else(|error| format!("{error:#}"));
             eprintln!("--- node proxy {}:{}", guest.number, crate::process::tail(&log));
+            if let Ok(metrics) = self.metrics(guest.number) {
+                for name in COUNTS {
+                    eprintln!("    {name}: {}", metrics.show(name));
+                }
+            }
             eprintln!("--- console {}:{}", guest.number, guest.last_words());
         }
     }
