@@ -77,7 +77,10 @@ node:
     }
     assert_eq!(find(&faults, "node.workers").value.as_deref(), Some("-1"));
     let shown = faults.to_string();
-    assert!(shown.contains("line 18: node.fabric = \"tpc\": must be one of auto, tcp"), "{shown}");
+    assert!(
+        shown.contains("line 18: node.fabric = \"tpc\": must be one of auto, verbs, tcp"),
+        "{shown}"
+    );
     assert!(shown.starts_with("test.yaml: "), "{shown}");
 }
 

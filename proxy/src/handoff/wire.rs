@@ -63,41 +63,6 @@ pub enum ToNode {
         id: u32,
         reason: DialFailure,
     },
-    /// With a socket of the pod's network namespace that is prepared for a delivery and not yet
-    /// bound. It can be bound at connect to one of the `ports`, the first to the last.
-    Spare {
-        family: Family,
-        ports: (u16, u16),
-    },
-}
-
-/// What a spare socket can be connected to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Family {
-    V4,
-    V6,
-}
-
-impl Family {
-    #[must_use]
-    pub fn of(address: SocketAddr) -> Self {
-        if address.is_ipv4() { Self::V4 } else { Self::V6 }
-    }
-
-    fn code(self) -> u8 {
-        match self {
-            Self::V4 => 4,
-            Self::V6 => 6,
-        }
-    }
-
-    fn from_code(code: u8) -> Result<Self, WireError> {
-        match code {
-            4 => Ok(Self::V4),
-            6 => Ok(Self::V6),
-            _ => Err(WireError::Field("address family")),
-        }
-    }
 }
 
 /// From the node proxy.
@@ -134,11 +99,6 @@ pub enum ToSidecar {
         dst: SocketAddr,
         timeout_ms: u32,
     },
-    /// Send so many spare sockets, so that deliveries need not ask for each one.
-    Spares {
-        family: Family,
-        count: u32,
-    },
     /// The node proxy is going away: new connections pass through.
     Drain,
 }
@@ -147,7 +107,6 @@ const HELLO: u8 = 1;
 const OPEN: u8 = 2;
 const DIALED: u8 = 3;
 const DIAL_FAILED: u8 = 4;
-const SPARE: u8 = 5;
 const WELCOME: u8 = 65;
 const REJECTED: u8 = 66;
 const TAKEN: u8 = 67;
@@ -155,7 +114,6 @@ const PASSTHROUGH: u8 = 68;
 const DENY: u8 = 69;
 const DIAL: u8 = 70;
 const DRAIN: u8 = 71;
-const SPARES: u8 = 72;
 
 impl Message for ToNode {
     const BYTES_MAX: usize = HEADER_BYTES + 4 + 2 * ADDRESS_BYTES;
@@ -180,10 +138,6 @@ impl Message for ToNode {
                 header(out, DIAL_FAILED, reason.code(), VERSION);
                 put_u32(out, *id);
             }
-            Self::Spare { family, ports: (first, last) } => {
-                header(out, SPARE, family.code(), VERSION);
-                put_u32(out, u32::from(*last) << 16 | u32::from(*first));
-            }
         }
     }
 
@@ -191,19 +145,13 @@ impl Message for ToNode {
         let mut r = Reader::new(bytes)?;
         let message = match r.kind {
             HELLO => Self::Hello { version: r.version, worker: r.u32()? },
-            kind if r.version != VERSION && (OPEN..=SPARE).contains(&kind) => {
+            kind if r.version != VERSION && (OPEN..=DIAL_FAILED).contains(&kind) => {
                 return Err(WireError::Version { theirs: r.version });
             }
             OPEN => Self::Open { id: r.u32()?, orig_dst: r.address()?, src: r.address()? },
             DIALED => Self::Dialed { id: r.u32()? },
             DIAL_FAILED => {
                 Self::DialFailed { id: r.u32()?, reason: DialFailure::from_code(r.argument()) }
-            }
-            SPARE => {
-                let family = Family::from_code(r.argument())?;
-                let [f0, f1, l0, l1] = r.array()?;
-                let ports = (u16::from_le_bytes([f0, f1]), u16::from_le_bytes([l0, l1]));
-                Self::Spare { family, ports }
             }
             kind => return Err(WireError::Kind(kind)),
         };
@@ -213,15 +161,13 @@ impl Message for ToNode {
     fn fd_rule(&self) -> FdRule {
         match self {
             Self::Open { .. } | Self::Dialed { .. } => FdRule::Required,
-            // It may be lost on the way, when no descriptor is left.
-            Self::Spare { .. } => FdRule::Optional,
             Self::Hello { .. } | Self::DialFailed { .. } => FdRule::Forbidden,
         }
     }
 
     fn id(&self) -> Option<u32> {
         match self {
-            Self::Hello { .. } | Self::Spare { .. } => None,
+            Self::Hello { .. } => None,
             Self::Open { id, .. } | Self::Dialed { id } | Self::DialFailed { id, .. } => Some(*id),
         }
     }
@@ -258,10 +204,6 @@ impl Message for ToSidecar {
                 put_address(out, dst);
                 put_u32(out, *timeout_ms);
             }
-            Self::Spares { family, count } => {
-                header(out, SPARES, family.code(), VERSION);
-                put_u32(out, *count);
-            }
             Self::Drain => header(out, DRAIN, 0, VERSION),
         }
     }
@@ -273,7 +215,7 @@ impl Message for ToSidecar {
             REJECTED => {
                 Self::Rejected { version: r.version, reason: RejectReason::from_code(r.argument()) }
             }
-            kind if r.version != VERSION && (TAKEN..=SPARES).contains(&kind) => {
+            kind if r.version != VERSION && (TAKEN..=DRAIN).contains(&kind) => {
                 return Err(WireError::Version { theirs: r.version });
             }
             TAKEN => Self::Taken { id: r.u32()? },
@@ -289,7 +231,6 @@ impl Message for ToSidecar {
                 dst: r.address()?,
                 timeout_ms: r.u32()?,
             },
-            SPARES => Self::Spares { family: Family::from_code(r.argument())?, count: r.u32()? },
             DRAIN => Self::Drain,
             kind => return Err(WireError::Kind(kind)),
         };
@@ -307,9 +248,7 @@ impl Message for ToSidecar {
 
     fn id(&self) -> Option<u32> {
         match self {
-            Self::Welcome { .. } | Self::Rejected { .. } | Self::Spares { .. } | Self::Drain => {
-                None
-            }
+            Self::Welcome { .. } | Self::Rejected { .. } | Self::Drain => None,
             Self::Taken { id }
             | Self::Passthrough { id, .. }
             | Self::Deny { id }

@@ -7,9 +7,7 @@
 use super::metrics::Handoff;
 use super::relay::reset;
 use super::{Client, Shared, dial, passthrough};
-use crate::handoff::{
-    Channel, DialFailure, Family, HandoffError, PassthroughReason, ToNode, ToSidecar,
-};
+use crate::handoff::{Channel, DialFailure, HandoffError, PassthroughReason, ToNode, ToSidecar};
 use rustix::fd::{AsFd, OwnedFd};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -22,8 +20,6 @@ use tokio::time::timeout;
 
 /// Messages handled before others get their turn.
 const BATCH: usize = 64;
-/// Spare sockets made at a time, however many are asked for.
-const SPARES_MAX: u32 = 64;
 
 pub(super) struct Session {
     channel: RefCell<Channel>,
@@ -196,7 +192,6 @@ impl Session {
                 let time_max = Duration::from_millis(timeout_ms.into());
                 self.dial(shared, id, (src, dst), time_max);
             }
-            ToSidecar::Spares { family, count } => self.send_spares(shared, family, count),
             ToSidecar::Drain => {
                 tracing::info!("the node proxy is going away: new connections pass through");
                 self.draining.set(true);
@@ -249,23 +244,6 @@ impl Session {
             DialFailure::Denied
         };
         self.answer_dial(shared, id, Err(refused));
-    }
-
-    /// Fewer than asked for will do: what is missing is dialled.
-    fn send_spares(&self, shared: &Shared, family: Family, count: u32) {
-        let ports = dial::outgoing_ports().into_inner();
-        for _ in 0..count.min(SPARES_MAX) {
-            let sent = match dial::spare(shared.options.marks, family) {
-                Ok(socket) => self.send(&ToNode::Spare { family, ports }, Some(&socket)).is_ok(),
-                Err(error) => {
-                    tracing::debug!(%error, "no spare socket");
-                    false
-                }
-            };
-            if !sent {
-                return;
-            }
-        }
     }
 
     fn answer_dial(&self, shared: &Shared, id: u32, opened: Result<OwnedFd, DialFailure>) {

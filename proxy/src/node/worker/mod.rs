@@ -12,7 +12,6 @@ mod links;
 mod memory;
 mod pods;
 mod slots;
-mod spares;
 mod stream;
 mod streams;
 

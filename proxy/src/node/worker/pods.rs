@@ -5,12 +5,11 @@ use super::Worker;
 use super::engine::{Event, Token};
 use super::lane::{Carrier, WAITING_MAX, Waiting};
 use super::slots::Key;
-use super::spares::Spares;
 use super::stream::Stream;
 use crate::directory::policy::Verdict;
 use crate::directory::{Decision, Pod};
 use crate::handoff::{
-    self, Channel, DialFailure, Family, HandoffError, ToNode, ToSidecar, check_stream_socket,
+    self, Channel, DialFailure, HandoffError, ToNode, ToSidecar, check_stream_socket,
 };
 use crate::metrics::{
     HandoffOutcome, Outcome, PassthroughReason, PeerRejected, PolicyDirection, Role,
@@ -40,7 +39,6 @@ pub(super) struct PodSlot {
     channel: Option<Channel>,
     streams: u32,
     dials: HashMap<u32, Dial>,
-    spares: Spares,
     /// Its lies are logged once.
     warned: bool,
 }
@@ -67,7 +65,6 @@ impl Worker {
                     channel: None,
                     streams: 0,
                     dials: HashMap::new(),
-                    spares: Spares::default(),
                     warned: false,
                 };
                 let key = self.pods.insert(slot);
@@ -97,7 +94,6 @@ impl Worker {
         let Some(slot) = self.pods.get_mut(key) else { return };
         let Some(channel) = slot.channel.take() else { return };
         self.engine.remove(&channel);
-        slot.spares = Spares::default();
         let dials = std::mem::take(&mut slot.dials);
         for dial in dials.into_values() {
             self.refuse_stream(dial.stream, RefuseReason::NoSidecar);
@@ -174,9 +170,6 @@ impl Worker {
             }
             (ToNode::Dialed { id }, Some(socket)) => self.dialed(key, id, socket),
             (ToNode::DialFailed { id, reason }, None) => self.dial_failed(key, id, reason),
-            (ToNode::Spare { family, ports }, socket) => {
-                self.spare_arrived(key, family, ports, socket);
-            }
             // A second HELLO, or a descriptor where none belongs (which the channel refuses).
             _ => self.channel_failed(key, &HandoffError::UnexpectedFd),
         }
@@ -376,13 +369,6 @@ impl Worker {
         if slot.streams >= limits.streams_per_pod_max / workers {
             return Err(RefuseReason::Limits);
         }
-        let mut stream = Stream::new(lane, id, key, Role::Server, fabric, self.now);
-        if let Some(socket) = self.connect_spare(key, open) {
-            self.metrics.handoff(HandoffOutcome::Opened);
-            let stream = self.await_socket(stream);
-            self.socket_opened(stream, socket);
-            return Ok(());
-        }
         let handoff_id = self.next_handoff_id;
         self.next_handoff_id = self.next_handoff_id.wrapping_add(1);
         let timeout_ms = u32::try_from(self.config.timeouts.open_ms).unwrap_or(u32::MAX);
@@ -390,39 +376,13 @@ impl Worker {
         if !self.tell(key, &message, None) {
             return Err(RefuseReason::NoSidecar);
         }
+        let mut stream = Stream::new(lane, id, key, Role::Server, fabric, self.now);
         stream.handoff_id = handoff_id;
         let stream = self.await_socket(stream);
         if let Some(slot) = self.pods.get_mut(key) {
             slot.dials.insert(handoff_id, Dial { stream, src: open.src, dst: open.dst });
         }
         Ok(())
-    }
-
-    fn connect_spare(&mut self, key: Key, open: Open) -> Option<OwnedFd> {
-        let socket = self.pods.get_mut(key)?.spares.connect(open.src, open.dst)?;
-        self.want_spares(key, Family::of(open.dst));
-        Some(socket)
-    }
-
-    fn want_spares(&mut self, key: Key, family: Family) {
-        let wanted = self.pods.get_mut(key).and_then(|slot| slot.spares.wanted(family));
-        if let Some(count) = wanted {
-            self.tell(key, &ToSidecar::Spares { family, count }, None);
-        }
-    }
-
-    fn spare_arrived(
-        &mut self,
-        key: Key,
-        family: Family,
-        ports: (u16, u16),
-        socket: Option<OwnedFd>,
-    ) {
-        let Some(slot) = self.pods.get_mut(key) else { return };
-        let asked = slot.spares.arrived(family, ports, socket);
-        if !asked {
-            self.distrust(key, "a spare socket that nobody asked for");
-        }
     }
 
     /// Counted each time, logged once per peer.
@@ -443,10 +403,6 @@ impl Worker {
             // The port differs for a pod that speaks to itself: its own is taken.
             Ok(ends) if ends.peer == dial.dst && ends.local.ip() == dial.src.ip() => {
                 self.metrics.handoff(HandoffOutcome::Opened);
-                if let Some(slot) = self.pods.get_mut(key) {
-                    slot.spares.reached(dial.dst.ip());
-                }
-                self.want_spares(key, Family::of(dial.dst));
                 self.socket_opened(dial.stream, socket);
             }
             Ok(ends) => {

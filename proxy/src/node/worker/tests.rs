@@ -111,8 +111,6 @@ struct Rig {
 fn connected() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind((CLIENT_POD, 0)).unwrap();
     let near = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    // As a client's port is: another connection may have the same number.
-    rdmesh_sys::sockopt::set_bind_address_no_port(&near, true).unwrap();
     near.bind(&SocketAddr::from((CLIENT_POD, 0)).into()).unwrap();
     near.connect(&listener.local_addr().unwrap().into()).unwrap();
     let near = TcpStream::from(near);
@@ -140,24 +138,12 @@ fn receive(channel: &mut Channel) -> Option<(ToSidecar, Option<OwnedFd>)> {
     }
 }
 
-fn unbound() -> socket2::Socket {
-    socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap()
-}
-
-/// Sends spare sockets, and dials what it is told to from the client's address and any port, until
-/// the channel closes.
+/// Dials what it is told to, from the client's address, until the channel closes.
 fn serve_dials(mut channel: Channel) {
     while let Some((message, _)) = receive(&mut channel) {
-        if let ToSidecar::Spares { family, count } = message {
-            for _ in 0..count {
-                let socket = unbound();
-                rdmesh_sys::sockopt::set_bind_address_no_port(&socket, true).unwrap();
-                let spare = ToNode::Spare { family, ports: (1024, u16::MAX) };
-                channel.send(&spare, Some(socket.as_fd())).unwrap();
-            }
-        }
         let ToSidecar::Dial { id, src, dst, .. } = message else { continue };
-        let socket = unbound();
+        let socket =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.bind(&SocketAddr::new(src.ip(), 0).into()).unwrap();
         let sent = match socket.connect(&dst.into()) {
             Ok(()) => channel.send(&ToNode::Dialed { id }, Some(socket.as_fd())),
@@ -251,32 +237,6 @@ fn bytes_both_ways_and_half_close() {
     client.read_to_end(&mut got).unwrap();
     assert!(got == down);
     download.join().unwrap();
-}
-
-/// The sidecar of this test never dials from the client's port, a spare socket always does.
-#[test]
-fn spare_sockets_are_connected_from_the_clients_port() {
-    if rdmesh_sys::sockopt::set_local_port_range(unbound(), 40_000, 40_000).is_err() {
-        eprintln!("NOT TESTED: this kernel cannot choose a port at connect (Linux 6.3 can)");
-        return;
-    }
-    let mut rig = Rig::new();
-    let (listener, address) = server();
-    let started = Instant::now();
-    loop {
-        let mut client = rig.connect(address);
-        let (mut served, from) = listener.accept().unwrap();
-        served.write_all(b"hello").unwrap();
-        client.read_exact(&mut [0; 5]).unwrap();
-        if from == client.local_addr().unwrap() {
-            break;
-        }
-        assert!(started.elapsed() < PATIENCE, "no spare socket was used");
-    }
-    // An application that refuses is found out by the sidecar, after a spare socket has tried.
-    drop(listener);
-    let error = rig.connect(address).read(&mut [0; 1]).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }
 
 #[test]
