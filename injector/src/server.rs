@@ -17,6 +17,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rdmesh_proxy::admin;
 use rustls::ServerConfig;
 use std::convert::Infallible;
 use std::future::Future;
@@ -26,7 +27,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 const CONNECTIONS_MAX: usize = 256;
@@ -38,7 +38,6 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(120);
 const HEADER_BYTES_MAX: usize = 32 << 10;
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 pub const NAMESPACE_PATH: &str = "/inject/namespace";
 pub const POD_PATH: &str = "/inject/pod";
@@ -74,40 +73,10 @@ pub async fn serve(
     webhook: Arc<Webhook>,
     shutdown: impl Future<Output = ()>,
 ) -> std::io::Result<()> {
-    listener.set_nonblocking(true)?;
-    let listener = tokio::net::TcpListener::from_std(listener)?;
     let acceptor = TlsAcceptor::from(tls);
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let (stop, stopped) = watch::channel(());
-    let mut connections = JoinSet::new();
-    let mut shutdown = pin!(shutdown);
-    loop {
-        let accepted = async {
-            // A place first: while all are taken, newcomers wait in the kernel's bounded queue.
-            let place = places.clone().acquire_owned().await;
-            (place, listener.accept().await)
-        };
-        tokio::select! {
-            () = &mut shutdown => break,
-            (place, accepted) = accepted => match accepted {
-                Ok((stream, _)) => {
-                    let serving = connection(stream, acceptor.clone(), webhook.clone(), stopped.clone());
-                    connections.spawn(async move {
-                        serving.await;
-                        drop(place);
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "connection not accepted");
-                    tokio::time::sleep(ACCEPT_BACKOFF).await;
-                }
-            },
-        }
-        while connections.try_join_next().is_some() {}
-    }
-    drop(stop);
-    while connections.join_next().await.is_some() {}
-    Ok(())
+    let serve =
+        move |stream, stopped| connection(stream, acceptor.clone(), webhook.clone(), stopped);
+    admin::accept_until(listener, CONNECTIONS_MAX, shutdown, serve).await
 }
 
 async fn connection(

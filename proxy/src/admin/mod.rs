@@ -10,7 +10,7 @@ mod server;
 
 pub use client::{ClientError, get};
 pub use routes::{Readiness, Routes};
-pub use server::{AdminError, bind, serve, serve_until};
+pub use server::{AdminError, accept_until, bind, serve, serve_until};
 
 #[cfg(test)]
 mod tests;

@@ -62,10 +62,28 @@ pub async fn serve_until(
     routes: Routes,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), AdminError> {
+    let routes = Arc::new(routes);
+    let serve = move |stream, stopped| connection(stream, routes.clone(), stopped);
+    Ok(accept_until(listener, CONNECTIONS_MAX, shutdown, serve).await?)
+}
+
+/// Accepts connections, at most `connections_max` at a time, until `shutdown` ends; then `stopped`
+/// changes for those that `serve` runs, and they are waited for.
+///
+/// # Errors
+/// When the listener cannot be used with the runtime.
+pub async fn accept_until<S>(
+    listener: TcpListener,
+    connections_max: usize,
+    shutdown: impl Future<Output = ()>,
+    serve: impl Fn(TcpStream, watch::Receiver<()>) -> S,
+) -> std::io::Result<()>
+where
+    S: Future<Output = ()> + Send + 'static,
+{
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let routes = Arc::new(routes);
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Arc::new(Semaphore::new(connections_max));
     let (stop, stopped) = watch::channel(());
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
@@ -79,14 +97,14 @@ pub async fn serve_until(
             () = &mut shutdown => break,
             (place, accepted) = accepted => match accepted {
                 Ok((stream, _)) => {
-                    let serving = connection(stream, routes.clone(), stopped.clone());
+                    let serving = serve(stream, stopped.clone());
                     connections.spawn(async move {
                         serving.await;
                         drop(place);
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "admin connection not accepted");
+                    tracing::warn!(%error, "connection not accepted");
                     tokio::time::sleep(ACCEPT_BACKOFF).await;
                 }
             },

@@ -104,13 +104,8 @@ impl Worker {
             warn!(peer = &*slot.peer, lane = slot.number, reason, "no link");
             slot.path.told.clone_from(&reason);
         }
-        let request = Request::LinkBroken {
-            peer: NodeName::clone(&slot.peer),
-            lane: slot.number,
-            link_id: attempt.link_id,
-            reason,
-        };
-        self.request(request);
+        let link_id = attempt.link_id;
+        self.want_another(key, link_id, reason);
         self.drop_attempt(key);
         if matches!(error, Broken::NoVerbs(_)) {
             self.pass_waiting(key, PassthroughReason::PeerUnavailable);
@@ -135,17 +130,11 @@ impl Worker {
         let Ready { link, kind, credits, own, peer: absence } = ready;
         let had_link = self.drop_link(key);
         let added = self.engine.add(link.descriptor(), Token::Link(key));
-        let Some(slot) = self.lanes.get_mut(key) else { return };
         if let Err(error) = added {
-            let request = Request::LinkBroken {
-                peer: NodeName::clone(&slot.peer),
-                lane: slot.number,
-                link_id: attempt.link_id,
-                reason: error.to_string(),
-            };
-            self.request(request);
+            self.want_another(key, attempt.link_id, error.to_string());
             return;
         }
+        let Some(slot) = self.lanes.get_mut(key) else { return };
         let (before, after) = (slot.fabric, fabric_kind(kind));
         let again = slot.incarnation == attempt.incarnation && slot.link_id != 0;
         slot.incarnation = attempt.incarnation;
@@ -266,14 +255,16 @@ impl Worker {
         let Some(slot) = self.lanes.get_mut(key) else { return };
         warn!(peer = &*slot.peer, lane = slot.number, reason, "link broken, another is wanted");
         self.node_metrics.failover(failover);
-        let request = Request::LinkBroken {
-            peer: NodeName::clone(&slot.peer),
-            lane: slot.number,
-            link_id: slot.link_id,
-            reason,
-        };
-        self.request(request);
+        let link_id = slot.link_id;
+        self.want_another(key, link_id, reason);
         self.serve(key);
+    }
+
+    /// Asks the control thread for a link in place of `link_id`.
+    fn want_another(&mut self, key: Key, link_id: LinkId, reason: String) {
+        let Some(slot) = self.lanes.get(key) else { return };
+        let (peer, lane) = (NodeName::clone(&slot.peer), slot.number);
+        self.request(Request::LinkBroken { peer, lane, link_id, reason });
     }
 
     /// An attempt that takes too long is given up; a lane whose time on `tcp` is over asks for a
@@ -292,13 +283,8 @@ impl Worker {
                 && matches!(slot.carrier, Carrier::Link(_));
             if asks {
                 debug!(peer = &*slot.peer, lane = slot.number, "tries verbs again");
-                let request = Request::LinkBroken {
-                    peer: NodeName::clone(&slot.peer),
-                    lane: slot.number,
-                    link_id: slot.link_id,
-                    reason: "another fabric may work again".to_owned(),
-                };
-                self.request(request);
+                let link_id = slot.link_id;
+                self.want_another(key, link_id, "another fabric may work again".to_owned());
             }
         }
     }
