@@ -17,7 +17,7 @@ build_packages=(
 # What runs in the lab's pods, and what the tests look with.
 lab_packages=(
   iproute2 nftables util-linux curl iperf3 sockperf wrk nginx-light libnginx-mod-stream redis-server
-  redis-tools postgresql haproxy openssh-server openssh-client
+  redis-tools postgresql haproxy openssh-server openssh-client prometheus
 )
 # Emulator, initial file system, and what looks at RDMA devices inside.
 guest_packages=(
@@ -27,9 +27,9 @@ kernel_dir=${CARGO_TARGET_DIR:-$(dirname "$0")/../target}/guest/kernel
 # The service that a package would start and enable, and the process that would then run.
 declare -A units=(
   [nginx-light]=nginx [redis-server]=redis-server [postgresql]=postgresql [haproxy]=haproxy
-  [openssh-server]=ssh
+  [openssh-server]=ssh [prometheus]=prometheus
 )
-daemons='nginx|redis-server|postgres|haproxy|sshd'
+daemons='nginx|redis-server|postgres|haproxy|sshd|prometheus'
 
 fail() {
   echo "setup: $*" >&2

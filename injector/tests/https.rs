@@ -42,7 +42,7 @@ fn free() -> SocketAddr {
 }
 
 fn write_certificate(ca: &Ca, dir: &Path) {
-    let made = ca.issue(NAME, 30).unwrap();
+    let made = ca.issue(NAME, Duration::from_secs(86_400)).unwrap();
     std::fs::write(dir.join("tls.key"), made.key_pem).unwrap();
     std::fs::write(dir.join("tls.crt"), made.cert_pem).unwrap();
 }
