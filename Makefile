@@ -109,7 +109,8 @@ lint: setup-build ## Formatting, clippy (every warning an error), and cargo-deny
 deny: ## All checks of cargo-deny, advisories too (installs it into target/, 2-3 minutes; needs github.com)
 	@PATH="$(TOOLS):$$PATH" command -v cargo-deny >/dev/null || \
 		$(CARGO) install --locked --root $(TARGET_DIR)/tools --target-dir $(TARGET_DIR)/tools/build cargo-deny
-	PATH="$(TOOLS):$$PATH" cargo-deny --locked check --hide-inclusion-graph
+	PATH="$(TOOLS):$$PATH" cargo-deny --locked check --hide-inclusion-graph bans licenses sources
+	PATH="$(TOOLS):$$PATH" cargo-deny --locked check --hide-inclusion-graph advisories
 
 .PHONY: fuzz
 fuzz: setup-build ## Fuzz every input that crosses a trust boundary (SECONDS=10)
