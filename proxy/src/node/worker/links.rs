@@ -5,7 +5,7 @@
 
 use super::Worker;
 use super::engine::Token;
-use super::lane::Carrier;
+use super::lane::{Carrier, LaneSlot};
 use super::slots::Key;
 use crate::fabric::select::{self, Kind, Negotiation, Ready};
 use crate::fabric::{Absence, Broken, Established};
@@ -17,6 +17,9 @@ use tracing::{debug, info, warn};
 
 /// A link that carried a lane so long was a good one.
 const STEADY: Duration = Duration::from_secs(10);
+
+/// How often a worker looks whether the device that it uses is being removed.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A connection that may become the lane's link.
 pub(super) struct Attempt {
@@ -144,6 +147,9 @@ impl Worker {
         slot.readable = true;
         slot.mux.link_up_with(credits, self.now);
         slot.path.up_since = Some(self.now);
+        if kind == Kind::Verbs && self.look_at.is_none() {
+            self.look_at = Some(self.now + LOOK_EVERY);
+        }
         slot.path.renew_at = None;
         if again {
             slot.failovers += 1;
@@ -265,6 +271,27 @@ impl Worker {
         let Some(slot) = self.lanes.get(key) else { return };
         let (peer, lane) = (NodeName::clone(&slot.peer), slot.number);
         self.request(Request::LinkBroken { peer, lane, link_id, reason });
+    }
+
+    /// Lets go of a device that is being removed.
+    pub(super) fn look_at_device(&mut self) {
+        if self.look_at.is_none_or(|at| at > self.now) {
+            return;
+        }
+        self.look_at = self.fabrics.uses_device().then(|| self.now + LOOK_EVERY);
+        if !self.fabrics.device_removed() {
+            return;
+        }
+        let verbs = |slot: &LaneSlot| slot.fabric == FabricKind::Verbs;
+        let keys: Vec<Key> =
+            self.lanes.iter().filter(|(_, slot)| verbs(slot)).map(|(key, _)| key).collect();
+        for key in keys {
+            if let Some(slot) = self.lanes.get_mut(key) {
+                slot.readable = true;
+            }
+            self.serve(key);
+        }
+        self.serve_lanes();
     }
 
     /// An attempt that takes too long is given up; a lane whose time on `tcp` is over asks for a

@@ -94,6 +94,8 @@ struct Worker {
     distrusted: HashSet<NodeName>,
     next_handoff_id: u32,
     now: Instant,
+    /// When to look at the RDMA device next, while one is in use.
+    look_at: Option<Instant>,
     stop_at: Option<Instant>,
     stopped: bool,
 }
@@ -170,6 +172,7 @@ impl Worker {
             messages: Vec::new(),
             next_handoff_id: 0,
             now: Instant::now(),
+            look_at: None,
             stop_at: None,
             stopped: false,
         })
@@ -204,8 +207,8 @@ impl Worker {
             return Some(Duration::ZERO);
         }
         let mut next = self.timers.peek().map(|Reverse((at, _, _))| *at);
-        if let Some(stop_at) = self.stop_at {
-            next = Some(next.map_or(stop_at, |at| at.min(stop_at)));
+        for other in [self.stop_at, self.look_at].into_iter().flatten() {
+            next = Some(next.map_or(other, |at| at.min(other)));
         }
         if !self.starved.is_empty() || !self.unsent.is_empty() {
             let soon = self.now + Duration::from_millis(1);
@@ -234,6 +237,7 @@ impl Worker {
         self.serve_lanes();
         self.write_streams();
         self.expire();
+        self.look_at_device();
         self.send_requests();
         self.publish();
     }
