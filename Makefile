@@ -64,7 +64,7 @@ demo-rdma: setup-guest build ## The demo over RDMA queue pairs, in two emulated 
 	$(TARGET_DIR)/release/demo_rdma $(ARGS)
 
 .PHONY: test
-test: unit sim chart e2e ## Unit tests, lane simulation, chart, end-to-end tests
+test: unit sim chart e2e test-kube-if-set ## Unit tests, lane simulation, chart, end-to-end tests
 
 .PHONY: unit
 unit: setup-build ## Unit and property tests, and the tidy test
@@ -76,6 +76,23 @@ unit: setup-build ## Unit and property tests, and the tidy test
 .PHONY: chart
 chart: setup-build tools ## The Helm chart: lint, renderings, and what the programs say to them
 	$(CARGO) test --locked -p rdmesh-injector --test chart
+
+.PHONY: test-kube
+test-kube: setup-build tools ## The webhook at a control plane (KUBEBUILDER_ASSETS=folder of kube-apiserver, kubectl, etcd)
+	@test -x "$(KUBEBUILDER_ASSETS)/kube-apiserver" -a -x "$(KUBEBUILDER_ASSETS)/kubectl" || { \
+		echo "test-kube: set KUBEBUILDER_ASSETS to a folder with kube-apiserver, kubectl and etcd: \
+	\`setup-envtest use -p path\` makes one" >&2; exit 1; }
+	@test -x "$(KUBEBUILDER_ASSETS)/etcd" || command -v etcd >/dev/null || { \
+		echo "test-kube: etcd is neither in KUBEBUILDER_ASSETS nor on the PATH (Debian: etcd-server)" >&2; exit 1; }
+	KUBEBUILDER_ASSETS="$(abspath $(KUBEBUILDER_ASSETS))" $(CARGO) test --locked \
+		--config 'target."cfg(all())".runner="$(CURDIR)/tests/kube-netns.sh"' \
+		-p rdmesh-injector --test kube -- --ignored --nocapture --test-threads 1 $(ARGS)
+
+# As part of `make test`: loud when there is nothing to run it on.
+.PHONY: test-kube-if-set
+test-kube-if-set:
+	@if [ -n "$(KUBEBUILDER_ASSETS)" ]; then $(MAKE) test-kube; \
+		else echo "NOT RUN: the webhook at a control plane; KUBEBUILDER_ASSETS is not set (\`make test-kube\` says more)"; fi
 
 .PHONY: image
 image: build ## An OCI archive of binaries and libraries in target/, without a daemon (IMAGE=name:tag)

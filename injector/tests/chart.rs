@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::chart::{helm, render, root};
 use common::strict;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
@@ -15,8 +16,6 @@ use rdmesh_injector::annotations::Overrides;
 use rdmesh_injector::settings::Settings;
 use rdmesh_injector::template::Template;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
 const SETS: [&str; 6] = [
     "",
@@ -29,41 +28,6 @@ const SETS: [&str; 6] = [
     "sidecar.config.capture.exclude_outbound_ports={25},sidecar.config.sidecar.connections_max=100,\
      node.config.workers=4,node.config.encrypt=false,logFormat=text,sidecar.cpuLimit=",
 ];
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
-
-fn helm(arguments: &[&str]) -> Output {
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    let own = target.join("tools/bin/helm");
-    let program = if own.exists() { own } else { "helm".into() };
-    Command::new(&program)
-        .args(arguments)
-        .current_dir(root())
-        .output()
-        .unwrap_or_else(|error| panic!("{}: {error}; `make tools` brings helm", program.display()))
-}
-
-fn render(set: &str) -> Vec<Value> {
-    let output = helm(&[
-        "template",
-        "rdmesh",
-        "charts/rdmesh",
-        "--namespace",
-        "rdmesh-system",
-        "--set",
-        set,
-    ]);
-    assert!(output.status.success(), "{set}: {}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).unwrap();
-    read_documents::<Value>(&text, set)
-        .unwrap()
-        .into_iter()
-        .filter(|value| !value.is_null())
-        .collect()
-}
 
 fn check(object: &Value, title: &str) {
     let kind = object["kind"].as_str().unwrap();
