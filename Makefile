@@ -34,6 +34,10 @@ setup: ## Install the Debian packages that are missing (the other targets call t
 setup-build:
 	@tests/setup.sh --check build 2>/dev/null || tests/setup.sh build
 
+.PHONY: setup-chart
+setup-chart:
+	@tests/setup.sh --check build chart 2>/dev/null || tests/setup.sh build chart
+
 .PHONY: setup-lab
 setup-lab:
 	@tests/setup.sh --check build lab 2>/dev/null || tests/setup.sh build lab
@@ -74,7 +78,7 @@ unit: setup-build ## Unit and property tests, and the tidy test
 	$(CARGO) test --locked -p rdmesh-tests --test tidy
 
 .PHONY: chart
-chart: setup-build tools ## The Helm chart: lint, renderings, and what the programs say to them
+chart: setup-chart tools ## The Helm chart: lint, renderings, what the programs say to them, alerts
 	$(CARGO) test --locked -p rdmesh-injector --test chart
 
 .PHONY: test-kube
