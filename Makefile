@@ -142,6 +142,10 @@ bench-tunnel: setup-lab build ## Compare with kernel TCP and with a pair of HAPr
 	$(CARGO) build --locked --release -p rdmesh-tests --bin bench_tunnel
 	$(SUDO) $(TARGET_DIR)/release/bench_tunnel $(ARGS)
 
+.PHONY: bench-injector
+bench-injector: setup-build ## Admissions at 200 a second over HTTPS: time, memory, CPU
+	$(CARGO) test --locked --release -p rdmesh-injector --test bench -- --ignored --nocapture
+
 .PHONY: bench-directory
 bench-directory: ## What clusters of 20,000 and 150,000 pods cost a node: memory, time of a snapshot, of a decision
 	$(CARGO) test --locked --release -p rdmesh-proxy --lib directory::kube::load_tests -- --ignored --nocapture --test-threads 1

@@ -33,9 +33,11 @@ use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
 const CONNECTIONS_MAX: usize = 256;
-/// Bodies beyond this size wait for one of a few places. Read, a body may take 17 times its size (`[0,0,...]`).
+/// Bodies beyond this size wait for one of a few places.
 const SMALL_BODY_BYTES: u64 = 64 << 10;
 const LARGE_BODIES_MAX: usize = 4;
+/// A certificate request has some hundred.
+const CERTIFICATE_BODY_BYTES_MAX: usize = 16 << 10;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const HEADER_BYTES_MAX: usize = 32 << 10;
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -76,7 +78,9 @@ pub struct Webhook {
     /// Set when the process was told to stop: every answer then asks for another connection, which goes elsewhere.
     pub stopping: Arc<AtomicBool>,
     pub limits: Limits,
-    large_bodies: Semaphore,
+    large_bodies: Arc<Semaphore>,
+    /// Large bodies are read one after another, for the memory that each may take.
+    large_reviews: Arc<Semaphore>,
 }
 
 impl Webhook {
@@ -89,7 +93,8 @@ impl Webhook {
             authority: None,
             stopping: Arc::default(),
             limits: Limits::default(),
-            large_bodies: Semaphore::new(LARGE_BODIES_MAX),
+            large_bodies: Arc::new(Semaphore::new(LARGE_BODIES_MAX)),
+            large_reviews: Arc::new(Semaphore::new(1)),
         }
     }
 }
@@ -248,13 +253,15 @@ async fn answer(request: Request<Incoming>, webhook: &Arc<Webhook>) -> Answer {
     let length =
         request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     let token = token(&request);
+    let bytes_max = if scope.is_some() { REVIEW_BYTES_MAX } else { CERTIFICATE_BODY_BYTES_MAX };
     let body = async {
         let large = length.is_none_or(|length: u64| length > SMALL_BODY_BYTES);
-        let place = if large { webhook.large_bodies.acquire().await.ok() } else { None };
-        let body = Limited::new(request.into_body(), REVIEW_BYTES_MAX).collect().await;
+        let places = webhook.large_bodies.clone();
+        let place = if large { places.acquire_owned().await.ok() } else { None };
+        let body = Limited::new(request.into_body(), bytes_max).collect().await;
         (body, place)
     };
-    let Ok((body, _place)) = tokio::time::timeout(BODY_TIMEOUT, body).await else {
+    let Ok((body, place)) = tokio::time::timeout(BODY_TIMEOUT, body).await else {
         return text(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time\n");
     };
     let body = match body {
@@ -270,7 +277,14 @@ async fn answer(request: Request<Incoming>, webhook: &Arc<Webhook>) -> Answer {
         // One that takes long must not hold up the others.
         (Some(scope), _) if body.len() as u64 > SMALL_BODY_BYTES => {
             let webhook = webhook.clone();
-            let made = tokio::task::spawn_blocking(move || admission(&body, scope, &webhook)).await;
+            let turn = webhook.large_reviews.clone().acquire_owned().await.ok();
+            let review = move || {
+                let answer = admission(&body, scope, &webhook);
+                // Kept to here: whoever closes his connection meanwhile does not make room for another.
+                drop((body, turn, place));
+                answer
+            };
+            let made = tokio::task::spawn_blocking(review).await;
             made.unwrap_or_else(|_| text(StatusCode::INTERNAL_SERVER_ERROR, "it failed\n"))
         }
         (Some(scope), _) => admission(&body, scope, webhook),

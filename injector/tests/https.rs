@@ -47,6 +47,54 @@ async fn a_body_that_is_too_large_is_refused() {
     client.review("/inject/namespace", &pod()).await;
 }
 
+/// Bodies that are small on the wire and large when they are read, many at a time, and nobody waits for the answers:
+/// the process stays within the memory that the chart gives it.
+#[tokio::test]
+async fn bodies_made_to_fill_the_memory_do_not() {
+    let ca = Ca::generate().unwrap();
+    let injector = start(&ca, "hostile").await;
+    let size = rdmesh_injector::review::REVIEW_BYTES_MAX - 1000;
+    let keys: String = (0..size / 12).map(|key| format!("\"{key:07}\":0,")).collect();
+    // Besides those that go beyond what a review may hold, some that do not.
+    let within = format!("[{}\"{}\"]", "{\"\":0},".repeat(19_000), "x".repeat(size - 150_000));
+    let shapes = [
+        within,
+        format!("[{}0]", "0,".repeat(size / 2)),
+        format!("[{}[]]", "[],".repeat(size / 3)),
+        format!("[{}{{}}]", "{\"\":0},".repeat(size / 8)),
+        format!("{{{keys}\"x\":0}}"),
+    ];
+    let mut running = tokio::task::JoinSet::new();
+    for number in 0..24 {
+        let body = format!(
+            "{{\"apiVersion\":\"admission.k8s.io/v1\",\"kind\":\"AdmissionReview\",\"request\":{{\"uid\":\"u\",\
+             \"kind\":{{\"version\":\"v1\",\"kind\":\"Pod\"}},\"operation\":\"CREATE\",\"object\":{}}}}}",
+            shapes[number % shapes.len()]
+        );
+        let (mut client, _) = Client::connect(ca.cert_pem(), injector.listen).await.unwrap();
+        running.spawn(async move {
+            let post = client.post("/inject/namespace", body);
+            let patience = if number % 2 == 0 { SOON } else { Duration::from_millis(200) };
+            tokio::time::timeout(patience, post).await.ok()
+        });
+    }
+    let mut answered = 0;
+    while let Some(answer) = running.join_next().await {
+        if let Some((status, body)) = answer.unwrap() {
+            assert!(status.is_success() || status.is_client_error(), "{status} {body:?}");
+            answered += usize::from(status == StatusCode::OK);
+        }
+    }
+    assert!(answered > 0, "none was read");
+    let (mut client, _) = Client::connect(ca.cert_pem(), injector.listen).await.unwrap();
+    client.review("/inject/namespace", &pod()).await;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", injector.child.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak_kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    println!("peak {} MiB", peak_kib >> 10);
+    assert!(peak_kib < 128 << 10, "{peak_kib} KiB");
+}
+
 #[tokio::test]
 async fn a_changed_certificate_is_taken_up_and_no_admission_fails() {
     let ca = Ca::generate().unwrap();
