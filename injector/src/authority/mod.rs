@@ -10,6 +10,7 @@ mod state;
 
 pub use nodes::{AUDIENCE, CERTIFICATE_PATH, NodeError, NodeRequest, NodeResponse};
 
+use crate::metrics::Metrics;
 use crate::tls::Serving;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
@@ -60,6 +61,7 @@ pub struct Authority {
     serving: Option<Arc<Serving>>,
     requests: Semaphore,
     lifetimes: Lifetimes,
+    metrics: Metrics,
 }
 
 impl std::fmt::Debug for Authority {
@@ -74,9 +76,11 @@ impl Authority {
         client: Client,
         names: rdmesh_config::Authority,
         serving: Option<Arc<Serving>>,
+        metrics: Metrics,
     ) -> Self {
         let lifetimes = Lifetimes::of(&names);
-        Self { client, names, serving, requests: Semaphore::new(REQUESTS_MAX), lifetimes }
+        let requests = Semaphore::new(REQUESTS_MAX);
+        Self { client, names, serving, requests, lifetimes, metrics }
     }
 
     /// The name that the API server asks for.
@@ -98,6 +102,7 @@ impl Authority {
                     interval
                 }
                 Err(error) => {
+                    self.metrics.authority_failed();
                     let text = format!("{error:#}");
                     if text != told {
                         tracing::warn!(error = text, "certificates are not in order; trying again");

@@ -61,7 +61,8 @@ async fn run_until_told(
             .await
             .context("injector.authority needs an API server: run in a pod, or set KUBECONFIG")?;
         let own = (!has_files).then(|| serving.clone());
-        let authority = Arc::new(Authority::new(client, injector.authority.clone(), own));
+        let (names, metrics) = (injector.authority.clone(), webhook.metrics.clone());
+        let authority = Arc::new(Authority::new(client, names, own, metrics));
         webhook.authority = Some(authority.clone());
         tokio::spawn(async move { authority.run().await });
     }
