@@ -65,8 +65,7 @@ struct Term {
 pub(super) struct Times {
     /// Grows with every change: who holds an older state can tell.
     pub generation: u64,
-    /// The name that the serving certificate was made for, and when another is due.
-    name: String,
+    /// When another serving certificate is due.
     renew_at: u64,
     /// None: the CA is not ours.
     ca: Option<Term>,
@@ -118,7 +117,10 @@ impl Stored {
             String::from_utf8(bytes).map_err(|_| format!("{key} is no text"))
         };
         let annotations = secret.metadata.annotations.as_ref();
-        let times = annotations.and_then(|all| serde_json::from_str(all.get(TIMES)?).ok());
+        let times = annotations.and_then(|all| all.get(TIMES)).map(|text| {
+            serde_json::from_str(text)
+                .map_err(|error| format!("the annotation {TIMES} is not understood: {error}"))
+        });
         let stored = Self {
             ca_cert: text(CA_CERT)?,
             ca_key: text(CA_KEY)?,
@@ -126,7 +128,7 @@ impl Stored {
             next_key: text(NEXT_KEY)?,
             cert: text(CERT)?,
             key: text(KEY)?,
-            times: times.unwrap_or_default(),
+            times: times.transpose()?.unwrap_or_default(),
         };
         if stored.ca_cert.is_empty() != stored.ca_key.is_empty() {
             return Err(format!("only one of {CA_CERT} and {CA_KEY} is there"));
@@ -174,7 +176,7 @@ impl Stored {
             (Self::made(lifetimes, now)?, Step::Made)
         } else if let Some(changed) = self.next_step(lifetimes, now)? {
             changed
-        } else if self.serving_is_due(name, now) {
+        } else if self.serving_is_due(name, now)? {
             (self.clone(), Step::Serving)
         } else {
             return Ok(None);
@@ -183,7 +185,6 @@ impl Stored {
             let ca = renewed.ca().map_err(TrustError::NotAccepted)?;
             let made = ca.issue(name, Duration::from_secs(lifetimes.serving))?;
             (renewed.cert, renewed.key) = (made.cert_pem, made.key_pem);
-            name.clone_into(&mut renewed.times.name);
             renewed.times.renew_at = now.saturating_add(lifetimes.serving / 3);
         }
         // Also after the Secret was emptied it is more than it was.
@@ -191,11 +192,12 @@ impl Stored {
         Ok(Some((renewed, step)))
     }
 
-    fn serving_is_due(&self, name: &str, now: u64) -> bool {
-        self.cert.is_empty()
-            || self.key.is_empty()
-            || self.times.name != name
-            || now >= self.times.renew_at
+    /// Also when somebody put another CA into the Secret, or the Service has another name.
+    fn serving_is_due(&self, name: &str, now: u64) -> Result<bool, TrustError> {
+        if self.key.is_empty() || now >= self.times.renew_at {
+            return Ok(true);
+        }
+        Ok(!self.ca().map_err(TrustError::NotAccepted)?.accepts(&self.cert, name))
     }
 
     fn made(lifetimes: Lifetimes, now: u64) -> Result<Self, TrustError> {

@@ -146,6 +146,24 @@ fn an_authority_that_is_not_ours_stays() {
 }
 
 #[test]
+fn a_ca_that_is_put_in_the_place_of_ours_is_taken_up() {
+    let (mut stored, _) = at(&Stored::default(), 1_000).unwrap();
+    let ca = Ca::generate().unwrap();
+    (stored.ca_cert, stored.ca_key) = (ca.cert_pem().into(), ca.key_pem());
+    let (stored, step) = at(&stored, 1_001).unwrap();
+    assert_eq!(step, Step::Serving);
+    assert!(is_trusted(&stored.cert, ca.cert_pem()));
+}
+
+#[test]
+fn an_annotation_that_is_not_understood_is_a_fault() {
+    let mut secret = Secret::default();
+    Stored::default().write(&mut secret);
+    secret.metadata.annotations.get_or_insert_default().insert(TIMES.into(), "{".into());
+    assert!(Stored::read(&secret).is_err_and(|fault| fault.contains(TIMES)));
+}
+
+#[test]
 fn half_an_authority_is_a_fault() {
     for half in [
         Stored { ca_cert: "x".into(), ..Stored::default() },

@@ -113,6 +113,13 @@ impl Ca {
         self.sign(node, lifetime, &request.public_key)
     }
 
+    /// Whether a certificate (PEM) is this CA's, for `node`, and good now.
+    #[must_use]
+    pub fn accepts(&self, certificate: &str, node: &str) -> bool {
+        CertificateDer::from_pem_slice(certificate.as_bytes())
+            .is_ok_and(|certificate| self.verify(&certificate, node).is_ok())
+    }
+
     fn sign(
         &self,
         node: &str,
