@@ -115,6 +115,15 @@ deny: ## All checks of cargo-deny, advisories too (installs it into target/, 2-3
 fuzz: setup-build ## Fuzz every input that crosses a trust boundary (SECONDS=10)
 	$(CARGO) run --locked -p rdmesh-fuzz -- --seconds $(SECONDS) $(ARGS)
 
+.PHONY: bench
+bench: setup-lab build ## What rdmesh gains and costs, beside every peer (ARGS='--quick', '--peer FILE', '--compare OLD.jsonl')
+	$(CARGO) build --locked --release -p rdmesh-tests --bin bench --bin relay
+	$(SUDO) $(TARGET_DIR)/release/bench $(ARGS)
+
+.PHONY: bench-docs
+bench-docs: ## Put the last report of `make bench` into docs/bench and the README
+	$(TARGET_DIR)/release/bench docs target/bench
+
 .PHONY: bench-tunnel
 bench-tunnel: setup-lab build ## Compare with kernel TCP and with a pair of HAProxy
 	$(CARGO) build --locked --release -p rdmesh-tests --bin bench_tunnel

@@ -11,6 +11,7 @@ pub mod guest;
 pub mod payload;
 pub mod rdma;
 pub mod sockets;
+pub mod suite;
 
 pub use payload::Pattern;
 pub use rdmesh_config as config;
