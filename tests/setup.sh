@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that building (group `build`), the lab (group `lab`: demo, end-to-end
-# tests, benchmark) or the guests (group `guest`: the Soft-RoCE lab) need. Installs nothing that is
+# Installs the Debian packages that building (group `build`), the chart's tests (group `chart`), the lab
+# (group `lab`: demo, end-to-end tests, benchmark) or the guests (group `guest`: the Soft-RoCE lab) need. Installs nothing that is
 # there, starts no service, and leaves none enabled that it brought. The guests' kernel is downloaded
 # and unpacked to target/guest/kernel, not installed.
 #
-#   tests/setup.sh [--check] [build|lab|guest]...      no group: all
+#   tests/setup.sh [--check] [build|chart|lab|guest]...      no group: all
 #
 # --check changes nothing: it exits with 1 and names what is missing.
 set -euo pipefail
@@ -17,8 +17,10 @@ build_packages=(
 # What runs in the lab's pods, and what the tests look with.
 lab_packages=(
   iproute2 nftables util-linux curl iperf3 sockperf wrk nginx-light libnginx-mod-stream redis-server
-  redis-tools postgresql haproxy openssh-server openssh-client
+  redis-tools postgresql haproxy openssh-server openssh-client prometheus
 )
+# `promtool`, which judges alerts and metrics.
+chart_packages=(prometheus)
 # Emulator, initial file system, and what looks at RDMA devices inside.
 guest_packages=(
   qemu-system-x86 busybox-static kmod cpio util-linux rdma-core ibverbs-utils perftest rdmacm-utils tcpdump
@@ -27,9 +29,9 @@ kernel_dir=${CARGO_TARGET_DIR:-$(dirname "$0")/../target}/guest/kernel
 # The service that a package would start and enable, and the process that would then run.
 declare -A units=(
   [nginx-light]=nginx [redis-server]=redis-server [postgresql]=postgresql [haproxy]=haproxy
-  [openssh-server]=ssh
+  [openssh-server]=ssh [prometheus]=prometheus
 )
-daemons='nginx|redis-server|postgres|haproxy|sshd'
+daemons='nginx|redis-server|postgres|haproxy|sshd|prometheus'
 
 fail() {
   echo "setup: $*" >&2
@@ -41,8 +43,8 @@ groups=()
 for argument in "$@"; do
   case $argument in
     --check) check_only=true ;;
-    build | lab | guest) groups+=("$argument") ;;
-    *) fail "unknown argument '$argument'; usage: tests/setup.sh [--check] [build|lab|guest]..." ;;
+    build | chart | lab | guest) groups+=("$argument") ;;
+    *) fail "unknown argument '$argument'; usage: tests/setup.sh [--check] [build|chart|lab|guest]..." ;;
   esac
 done
 [[ ${#groups[@]} -gt 0 ]] || groups=(build lab guest)
