@@ -23,6 +23,7 @@ for tool in busybox "$@"; do
   }
   path=$(realpath "$path")
   install -m 755 "$path" "$root/usr/bin/$(basename "$tool")"
+  strip "$root/usr/bin/$(basename "$tool")" 2>/dev/null || true
   # A static program has no list.
   { ldd "$path" 2>/dev/null || true; } | { grep -oE '/[^ ]+' || true; } | while read -r library; do
     target=$(realpath -ms "$library")
