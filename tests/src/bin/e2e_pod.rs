@@ -17,6 +17,8 @@ const TELL_INTERVAL: Duration = Duration::from_secs(1);
 const SLOW_EVERY: u64 = 10;
 const SLOW: Duration = Duration::from_millis(500);
 const LONG_INTERVAL: Duration = Duration::from_millis(20);
+/// The long connection is made when the sidecar has had time to find its node proxy.
+const LONG_AFTER: Duration = Duration::from_secs(3);
 const SHORT_BYTES: usize = 4 << 10;
 
 type Shared = Arc<Mutex<Counts>>;
@@ -110,6 +112,7 @@ fn short(address: SocketAddr, pause: Duration) -> Result<()> {
 
 /// One connection at a time; a break is counted, and the next one made.
 fn keep_long(address: SocketAddr, shared: &Shared) {
+    std::thread::sleep(LONG_AFTER);
     loop {
         let Ok(mut stream) = connect(address) else {
             std::thread::sleep(LONG_INTERVAL);

@@ -234,12 +234,51 @@ impl Cluster {
     /// # Errors
     /// When they cannot be looked at.
     pub fn directories(&self) -> Result<Vec<String>> {
+        self.on_hosts(&format!("ls {PODS_DIR} 2>/dev/null || true"))
+    }
+
+    /// Removes per-pod directories that hold nothing but a node proxy's socket.
+    ///
+    /// # Errors
+    /// When one holds more.
+    pub fn remove_directories(&self) -> Result<()> {
+        let left = self.on_hosts(&format!(
+            "rm -f {PODS_DIR}/*/node.sock; rmdir {PODS_DIR}/* 2>/dev/null; ls {PODS_DIR} 2>/dev/null || true"
+        ))?;
+        ensure!(left.is_empty(), "these cannot be removed: {left:?}");
+        Ok(())
+    }
+
+    /// SIGKILL to the node proxy of a node, found by its container's id and by nothing else.
+    ///
+    /// # Errors
+    /// When there is no process of it.
+    pub fn kill_node_proxy(&self, node: &str) -> Result<()> {
+        let pod = self.node_proxy(node)?.object;
+        let statuses = items(&pod["status"]["containerStatuses"]);
+        let status = statuses.iter().find(|status| status["name"] == "node");
+        let id = status.map(|status| text(&status["containerID"])).unwrap_or_default();
+        let id = id.rsplit('/').next().unwrap_or_default();
+        ensure!(id.len() >= 32, "the node proxy's container has no id: {status:?}");
+        let hosts = self.pods(PLAIN, "app=host")?;
+        let host = hosts.iter().find(|host| host.object["spec"]["nodeName"] == node);
+        let host = &host.with_context(|| format!("no pod looks at {node}"))?.name;
+        let kill = format!(
+            "for p in /proc/[0-9]*; do grep -q {id} $p/cgroup 2>/dev/null && kill -KILL ${{p#/proc/}} && echo $p; done"
+        );
+        let killed =
+            self.kube.exec(PLAIN, host, "host", &["sh", "-c", &format!("{kill}; true")])?;
+        ensure!(!killed.trim().is_empty(), "no process of container {id} was found on {node}");
+        Ok(())
+    }
+
+    /// The words that a command prints on the nodes, each after the node's name.
+    fn on_hosts(&self, command: &str) -> Result<Vec<String>> {
         let mut all = Vec::new();
         for pod in self.pods(PLAIN, "app=host")? {
             let node = text(&pod.object["spec"]["nodeName"]);
-            let list = format!("ls {PODS_DIR} 2>/dev/null || true");
-            let found = self.kube.exec(PLAIN, &pod.name, "host", &["sh", "-c", &list])?;
-            all.extend(found.split_whitespace().map(|uid| format!("{node} {uid}")));
+            let found = self.kube.exec(PLAIN, &pod.name, "host", &["sh", "-c", command])?;
+            all.extend(found.split_whitespace().map(|word| format!("{node} {word}")));
         }
         Ok(all)
     }
@@ -278,8 +317,16 @@ impl Cluster {
             self.kube.run(&words).map(drop)
         };
         delete(&["delete", "namespace", MESH])?;
-        if self.directories().is_ok_and(|left| !left.is_empty()) {
-            std::thread::sleep(Duration::from_secs(2));
+        if self.pods(PLAIN, "app=host").is_ok_and(|pods| !pods.is_empty()) {
+            // Where node proxies run, they sweep; after an uninstallation nobody does.
+            let swept = eventually(Duration::from_secs(5), "the directories are swept", || {
+                let left = self.directories()?;
+                ensure!(left.is_empty(), "{left:?}");
+                Ok(())
+            });
+            if swept.is_err() {
+                self.remove_directories()?;
+            }
         }
         delete(&["delete", "namespace", PLAIN, WATCH])?;
         if self.kube.helm(&["status", RELEASE, "--namespace", SYSTEM]).is_ok() {

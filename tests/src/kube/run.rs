@@ -5,6 +5,7 @@
 use super::Cluster;
 use super::scenarios::ALL;
 use anyhow::{Context, Result, bail};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -32,7 +33,9 @@ fn run() -> Result<()> {
     let mut passed = 0;
     for (name, scenario) in ALL {
         let begun = Instant::now();
-        let outcome = scenario(&cluster);
+        // What fails in whatever way must not leave the cluster as it is.
+        let outcome = catch_unwind(AssertUnwindSafe(|| scenario(&cluster)))
+            .unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked; see above")));
         let time = begun.elapsed().as_secs_f64();
         match outcome {
             Ok(seen) => {

@@ -11,6 +11,7 @@ const PROMETHEUS: &str = include_str!("../../../kube/prometheus.yaml");
 const RULES: &str = include_str!("../../../../charts/rdmesh/files/rules.yaml");
 const DASHBOARD: &str = include_str!("../../../../charts/rdmesh/files/dashboard.json");
 const PORT: u16 = 9090;
+const INJECTOR_MIB_MAX: f64 = 30.0;
 
 fn ask(cluster: &Cluster, path: &str) -> Result<Value> {
     let pod = cluster.pod(WATCH, "prometheus")?;
@@ -77,9 +78,33 @@ pub fn dashboard(cluster: &Cluster) -> Result<String> {
     }
     let written = RULES.matches("- alert:").count();
     ensure!(rules == written, "{rules} rules of {written} are evaluated");
+    let memory = memory(cluster)?;
     let version = ask(cluster, "/api/v1/status/buildinfo")?;
     let version = version["version"].as_str().context("Prometheus tells no version")?.to_owned();
-    Ok(format!("{queries} queries, {rules} rules, Prometheus {version}"))
+    Ok(format!("{queries} queries, {rules} rules, Prometheus {version}; {memory}"))
+}
+
+/// Resident memory of the largest of each kind, in MiB.
+fn memory(cluster: &Cluster) -> Result<String> {
+    let mut all = Vec::new();
+    let kinds = [
+        ("node proxy", SYSTEM, "rdmesh-node-.*", None),
+        ("injector", SYSTEM, "rdmesh-injector-.*", Some(INJECTOR_MIB_MAX)),
+        ("sidecar", MESH, ".*", None),
+    ];
+    for (kind, namespace, pods, limit) in kinds {
+        let expression = format!(
+            "max(process_resident_memory_bytes{{namespace=\"{namespace}\",pod=~\"{pods}\"}}) / 1048576"
+        );
+        let data = ask(cluster, &format!("/api/v1/query?query={}", encoded(&expression)))?;
+        let value = text(&data["result"][0]["value"][1]);
+        let value: f64 = value.parse().with_context(|| format!("no memory of a {kind}: {data}"))?;
+        if let Some(limit) = limit {
+            ensure!(value < limit, "a {kind} has {value:.1} MiB resident, more than {limit}");
+        }
+        all.push(format!("{kind} {value:.1} MiB"));
+    }
+    Ok(format!("resident: {}", all.join(", ")))
 }
 
 fn encoded(text: &str) -> String {
