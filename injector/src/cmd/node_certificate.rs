@@ -9,7 +9,9 @@ use std::time::Duration;
 
 /// A third of what a certificate is good for: two renewals may fail.
 const RENEW_INTERVAL: Duration = Duration::from_secs(8 * 3600);
-const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+/// At an installation the injector comes up beside the node proxies: the first tries are close together.
+const RETRY_MIN: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -46,6 +48,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 // There is one already: the same program with --once ran before.
                 tokio::time::sleep(RENEW_INTERVAL).await;
             }
+            let mut retry = RETRY_MIN;
             loop {
                 let pause = match fetch(&endpoint).await {
                     Ok(made) => {
@@ -55,11 +58,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                         if once {
                             return Ok(());
                         }
+                        retry = RETRY_MIN;
                         RENEW_INTERVAL
                     }
                     Err(error) => {
                         tracing::warn!(%error, "no certificate yet; trying again");
-                        RETRY_INTERVAL
+                        std::mem::replace(&mut retry, (retry * 2).min(RETRY_MAX))
                     }
                 };
                 tokio::time::sleep(pause).await;
