@@ -118,7 +118,7 @@ e2e: setup-lab ## End-to-end tests: real programs and sockets in network namespa
 	$(CARGO) test --locked $(RUN_AS_ROOT) -p rdmesh-tests $(ARGS)
 
 .PHONY: test-rdma
-test-rdma: setup-guest ## What must hold over RDMA, in two emulated machines with Soft-RoCE (ARGS='killed loss')
+test-rdma: setup-guest ## What must hold over RDMA, in two emulated machines with Soft-RoCE (ARGS='killed loss', RDMA_RESTARTS=200)
 	$(CARGO) build --locked -p rdmesh-proxy
 	$(CARGO) build --locked -p rdmesh-tests --bins
 	$(TARGET_DIR)/debug/test_rdma $(ARGS)

@@ -37,6 +37,8 @@ pub(in crate::fabric) struct VerbsLink {
     queued_bytes: usize,
     unsignalled: usize,
     completed: Vec<BufMut>,
+    /// What [`Link::poll`] came upon.
+    failed: Option<Error>,
     /// Messages that wait for memory to be copied to.
     held: VecDeque<BufMut>,
     granted: u32,
@@ -96,6 +98,7 @@ impl VerbsLink {
             queued_bytes: 0,
             unsignalled: 0,
             completed: Vec::new(),
+            failed: None,
             held: VecDeque::new(),
             granted: 0,
             spill: Spill { slab: spill, buffer: None },
@@ -252,7 +255,10 @@ impl Link for VerbsLink {
         let looked = self.look();
         let mut drained = false;
         for _ in 0..POLLS_PER_TURN {
-            let polled = self.pair.poll(&mut self.completed);
+            let polled = match self.failed.take() {
+                Some(error) => Err(error),
+                None => self.pair.poll(&mut self.completed),
+            };
             // What arrived before a failure counts.
             if !self.deliver(messages)? {
                 polled.map_err(broken)?;
@@ -265,6 +271,18 @@ impl Link for VerbsLink {
         }
         looked?;
         Ok(if drained { Received::Drained } else { Received::More })
+    }
+
+    fn poll(&mut self) -> bool {
+        if self.failed.is_some() {
+            return true;
+        }
+        let before = (self.completed.len(), self.pair.sends_in_flight());
+        if let Err(error) = self.pair.poll(&mut self.completed) {
+            self.failed = Some(error);
+            return true;
+        }
+        before != (self.completed.len(), self.pair.sends_in_flight())
     }
 
     fn granted(&mut self) -> u32 {
