@@ -63,7 +63,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                     }
                     Err(error) => {
                         tracing::warn!(%error, "no certificate yet; trying again");
-                        std::mem::replace(&mut retry, (retry * 2).min(RETRY_MAX))
+                        let pause = retry;
+                        retry = (retry * 2).min(RETRY_MAX);
+                        pause
                     }
                 };
                 tokio::time::sleep(pause).await;
