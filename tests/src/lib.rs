@@ -8,6 +8,7 @@
 pub mod bench;
 pub mod binary;
 pub mod guest;
+pub mod kube;
 pub mod payload;
 pub mod rdma;
 pub mod sockets;
