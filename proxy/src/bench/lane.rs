@@ -112,6 +112,7 @@ fn lane(end: &End, node: &Node, side: Side) -> Result<Lane<Payload>, Error> {
         ..LaneConfig::default()
     };
     let budget = Rc::new(Budget::new(limits.window_budget_bytes));
+    // It names this life of the lane, which has no other.
     let mut lane = Lane::new(config, side, budget, 1);
     lane.link_up_with(end.credits(), Instant::now());
     Ok(lane)
