@@ -16,6 +16,11 @@ const GID_INDEX: u32 = 1;
 const PERFTEST_PORT: u16 = 18_515;
 const LINK_PORT: u16 = 15_799;
 
+/// A guest has no room for the defaults.
+const CONFIG: &str = "/rdmesh/bench-link.yaml";
+const LIMITS: &str = "node: {limits: {window_budget_bytes: 67108864, slab_bytes: 16777216}, \
+                      verbs: {receive_bytes: 16777216}}";
+
 /// Messages there and back.
 fn iterations(size: u32) -> u32 {
     if size > 16_384 { 150 } else { 600 }
@@ -23,6 +28,9 @@ fn iterations(size: u32) -> u32 {
 
 /// Perftest and bench-link in turns, size by size.
 pub(super) fn round(cluster: &Cluster, figures: &mut Figures) -> Result<()> {
+    for number in [1, 2] {
+        cluster.sh(number, &format!("echo '{LIMITS}' > {CONFIG}"))?;
+    }
     for size in SIZES {
         let latency = perftest(cluster, "ib_send_lat", size, iterations(size), 4);
         figures.add(&format!("perftest latency {size}"), latency)?;
@@ -59,7 +67,7 @@ fn perftest(
 /// One run for one size; the smallest brings the lane's figure as well.
 fn bench_link(cluster: &Cluster, size: u32, figures: &mut Figures) -> Result<()> {
     let proxy = binary::proxy();
-    let command = format!("{} bench-link", proxy.display());
+    let command = format!("{} bench-link --config {CONFIG}", proxy.display());
     let (listen, connect) = (format!("0.0.0.0:{LINK_PORT}"), format!("{PEER}:{LINK_PORT}"));
     let lane = if size == SIZES[0] { ",lane" } else { "" };
     let messages = if size > 16_384 { 10 * iterations(size) } else { iterations(size) };
