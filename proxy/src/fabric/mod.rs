@@ -79,6 +79,11 @@ pub trait Link {
     fn flush(&mut self) -> Result<(), Broken>;
     /// Appends complete messages to `messages`, up to a fair share at a time.
     fn receive(&mut self, messages: &mut Vec<Payload>) -> Result<Received, Broken>;
+    /// Whether `receive` has something, or may send more, as far as can be told without a system
+    /// call. A back end that cannot tell says no: its descriptor does.
+    fn poll(&mut self) -> bool {
+        false
+    }
     /// How many receive buffers were posted anew since the last call: the peer may send so many
     /// messages more.
     fn granted(&mut self) -> u32;

@@ -40,6 +40,8 @@ pub(in crate::fabric) struct VerbsLink {
     unsignalled: usize,
     unsignalled_bytes: usize,
     completed: Vec<BufMut>,
+    /// What [`Link::poll`] came upon.
+    failed: Option<Error>,
     /// Messages that wait for memory to be copied to.
     held: VecDeque<BufMut>,
     granted: u32,
@@ -100,6 +102,7 @@ impl VerbsLink {
             unsignalled: 0,
             unsignalled_bytes: 0,
             completed: Vec::new(),
+            failed: None,
             held: VecDeque::new(),
             granted: 0,
             spill: Spill { slab: spill, buffer: None },
@@ -260,7 +263,10 @@ impl Link for VerbsLink {
         let looked = self.look();
         let mut drained = false;
         for _ in 0..POLLS_PER_TURN {
-            let polled = self.pair.poll(&mut self.completed);
+            let polled = match self.failed.take() {
+                Some(error) => Err(error),
+                None => self.pair.poll(&mut self.completed),
+            };
             // What arrived before a failure counts.
             if !self.deliver(messages)? {
                 polled.map_err(broken)?;
@@ -273,6 +279,18 @@ impl Link for VerbsLink {
         }
         looked?;
         Ok(if drained { Received::Drained } else { Received::More })
+    }
+
+    fn poll(&mut self) -> bool {
+        if self.failed.is_some() {
+            return true;
+        }
+        let before = (self.completed.len(), self.pair.sends_in_flight());
+        if let Err(error) = self.pair.poll(&mut self.completed) {
+            self.failed = Some(error);
+            return true;
+        }
+        before != (self.completed.len(), self.pair.sends_in_flight())
     }
 
     fn granted(&mut self) -> u32 {

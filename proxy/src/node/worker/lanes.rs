@@ -144,6 +144,10 @@ impl Worker {
             self.write_streams();
             self.transmit(key);
             self.lane_events(key);
+            let idle_after = self.idle_after();
+            if let Some(slot) = self.lanes.get_mut(key) {
+                slot.note_use(self.now, idle_after);
+            }
             self.arm_timer(key);
         }
     }
@@ -284,6 +288,7 @@ impl Worker {
     fn attached(&mut self, key: Key, resumed: bool) {
         let Some(slot) = self.lanes.get_mut(key) else { return };
         slot.attached = true;
+        slot.released = false;
         slot.draining = false;
         if !slot.peer.is_empty() {
             self.node_metrics.lane(&slot.peer, slot.number.into(), slot.fabric, true);
@@ -298,6 +303,10 @@ impl Worker {
 
     fn lane_lost(&mut self, key: Key, reason: &str) {
         let Some(slot) = self.lanes.get_mut(key) else { return };
+        if std::mem::take(&mut slot.released) {
+            // It had nothing to lose: only the state machine forgets.
+            return;
+        }
         warn!(peer = &*slot.peer, lane = slot.number, reason, "lane lost, its streams were reset");
         if !matches!(slot.carrier, Carrier::Link(_)) {
             slot.carrier = Carrier::None;
@@ -340,6 +349,7 @@ impl Worker {
             self.pass_back(&open, PassthroughReason::PeerUnavailable);
         }
         self.attempt_timeout(key);
+        self.idle_timeout(key);
         self.serve(key);
         self.serve_lanes();
     }

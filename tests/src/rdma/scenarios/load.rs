@@ -124,3 +124,20 @@ pub fn thousand_streams(cluster: &mut Cluster) -> Result<Option<String>> {
     exchange(&near, &far, 1_000, 1_000, 1_000)?;
     Ok(None)
 }
+
+/// Nothing of the device is held for a peer that nobody talks to; the next stream is on verbs again.
+pub fn idle_lane(cluster: &mut Cluster) -> Result<Option<String>> {
+    let before = proof::Counts::read(cluster)?;
+    for _ in 0..2 {
+        let (near, far) = cluster.pair()?;
+        exchange(&near, &far, 1_000, 1_000, 1_000)?;
+        for number in [1, 2] {
+            eventually(PATIENCE, "the queue pairs are given back", || {
+                Ok(proof::queue_pairs(cluster, number)? == 0)
+            })?;
+        }
+    }
+    let now = proof::Counts::read(cluster)?;
+    ensure!(now.failovers == before.failovers, "an idle lane's end was counted as a failover");
+    Ok(None)
+}
