@@ -189,11 +189,10 @@ impl End {
 
     /// As [`Self::turn`], but waits for `time` at most; a longer silence than allowed is an error.
     pub fn turn_within(&mut self, time: Duration) -> Result<(), Error> {
-        if !self.readable && self.poll == Poll::Off {
-            self.sleep(time.min(SILENCE_MAX))?;
-        }
         let before = self.arrived.len();
-        self.readable = self.link.receive(&mut self.arrived)? == Received::More;
+        if self.may_have_more(time)? {
+            self.readable = self.link.receive(&mut self.arrived)? == Received::More;
+        }
         if self.arrived.len() > before {
             self.heard = Instant::now();
             self.looks = 0;
@@ -207,7 +206,22 @@ impl End {
         Ok(())
     }
 
-    fn sleep(&mut self, time: Duration) -> Result<(), Error> {
+    /// Waits as a worker does: polls what can be polled, and asks or sleeps for the descriptor.
+    fn may_have_more(&mut self, time: Duration) -> Result<bool, Error> {
+        if self.readable {
+            return Ok(true);
+        }
+        match self.poll {
+            Poll::Off => {
+                self.sleep(time.min(SILENCE_MAX))?;
+                Ok(true)
+            }
+            Poll::Always => Ok(self.link.poll() | self.sleep(Duration::ZERO)?),
+        }
+    }
+
+    /// Whether the descriptor told of anything.
+    fn sleep(&mut self, time: Duration) -> Result<bool, Error> {
         let mut found: Vec<epoll::Event> = Vec::with_capacity(1);
         let time = Timespec {
             tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
@@ -218,13 +232,14 @@ impl End {
             Err(error) => return Err(io::Error::from(error).into()),
         }
         // A connection that takes bytes again.
+        let told = !found.is_empty();
         if found.into_iter().any(|event| {
             let flags = event.flags;
             flags.contains(epoll::EventFlags::OUT)
         }) {
             self.link.flush()?;
         }
-        Ok(())
+        Ok(told)
     }
 }
 
