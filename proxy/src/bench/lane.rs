@@ -20,10 +20,12 @@ pub(super) fn pour(
     pieces: u32,
     streams: u32,
 ) -> Result<Duration, Error> {
+    end.await_message()?;
     let mut lane = lane(end, node, Side::Dialer)?;
     let mut feed = Feed { bytes: bytes as usize, left: pieces, streams: Vec::new() };
     let mut closed = 0;
     let mut start = Instant::now();
+    transmit(end, &mut lane, start)?;
     loop {
         let now = turn(end, &mut lane)?;
         while let Some(event) = lane.poll_event() {
@@ -52,25 +54,38 @@ pub(super) fn pour(
 /// The other end of [`pour`].
 pub(super) fn take(end: &mut End, node: &Node, streams: u32) -> Result<(), Error> {
     let mut lane = lane(end, node, Side::Acceptor)?;
-    // Before its first message the other end may still read those of the link's own tests.
+    // Neither end may take a message of the lane for one of the link's own tests: this end says that
+    // it has read all of those, and then waits for the first.
+    end.tell()?;
     while end.arrived.is_empty() {
         end.turn()?;
     }
-    let mut closed = 0;
-    while closed < streams {
-        let now = turn(end, &mut lane)?;
-        while let Some(event) = lane.poll_event() {
-            match event {
-                Event::Incoming { id, .. } => lane.accept(id),
-                Event::Data { id, payload } => lane.consumed(id, payload.len()),
-                Event::Fin { id } => lane.finish(id),
-                Event::Closed { .. } => closed += 1,
-                other => unless_fatal(&other)?,
-            }
-        }
+    let (mut closed, mut now) = (0, Instant::now());
+    loop {
         transmit(end, &mut lane, now)?;
+        // Sending a FIN may close a stream, and then nothing more comes.
+        closed += serve(&mut lane)?;
+        if closed == streams {
+            return Ok(());
+        }
+        now = turn(end, &mut lane)?;
+        closed += serve(&mut lane)?;
     }
-    Ok(())
+}
+
+/// Takes what has come, in place of an application; how many streams were closed.
+fn serve(lane: &mut Lane<Payload>) -> Result<u32, Error> {
+    let mut closed = 0;
+    while let Some(event) = lane.poll_event() {
+        match event {
+            Event::Incoming { id, .. } => lane.accept(id),
+            Event::Data { id, payload } => lane.consumed(id, payload.len()),
+            Event::Fin { id } => lane.finish(id),
+            Event::Closed { .. } => closed += 1,
+            other => unless_fatal(&other)?,
+        }
+    }
+    Ok(closed)
 }
 
 /// What the streams have still to send.
@@ -124,9 +139,7 @@ fn lane(end: &End, node: &Node, side: Side) -> Result<Lane<Payload>, Error> {
 
 /// Takes in what has come, or is due, after a wait for one of them.
 fn turn(end: &mut End, lane: &mut Lane<Payload>) -> Result<Instant, Error> {
-    let now = Instant::now();
-    transmit(end, lane, now)?;
-    let due = lane.poll_timeout().map(|at| at.saturating_duration_since(now));
+    let due = lane.poll_timeout().map(|at| at.saturating_duration_since(Instant::now()));
     end.turn_within(due.unwrap_or(SILENCE_MAX))?;
     let now = Instant::now();
     for message in end.arrived.drain(..) {

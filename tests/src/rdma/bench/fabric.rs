@@ -16,6 +16,11 @@ const GID_INDEX: u32 = 1;
 const PERFTEST_PORT: u16 = 18_515;
 const LINK_PORT: u16 = 15_799;
 
+/// The typical latency, or millions of messages a second, in a line of perftest's.
+const FIGURE: usize = 4;
+/// With as many messages a call as make a batch: what the device can gain from that.
+const BATCH: u32 = 32;
+const LISTS: &str = "ib_send_bw -l 32 -Q 32";
 /// A guest has no room for the defaults.
 const CONFIG: &str = "/rdmesh/bench-link.yaml";
 const LIMITS: &str = "node: {limits: {window_budget_bytes: 67108864, slab_bytes: 16777216}, \
@@ -32,23 +37,21 @@ pub(super) fn round(cluster: &Cluster, figures: &mut Figures) -> Result<()> {
         cluster.sh(number, &format!("echo '{LIMITS}' > {CONFIG}"))?;
     }
     for size in SIZES {
-        let latency = perftest(cluster, "ib_send_lat", size, iterations(size), 4);
+        let latency = perftest(cluster, "ib_send_lat", size, iterations(size));
         figures.add(&format!("perftest latency {size}"), latency)?;
         // Millions of messages a second.
-        let rate = perftest(cluster, "ib_send_bw", size, 4 * iterations(size), 4);
+        let rate = perftest(cluster, "ib_send_bw", size, 4 * iterations(size));
         figures.add(&format!("perftest rate {size}"), rate.map(|millions| millions * 1e6))?;
+        if size == SIZES[0] {
+            let rate = perftest(cluster, LISTS, size, 4 * iterations(size) / BATCH * BATCH);
+            figures.add(&format!("perftest list {size}"), rate.map(|millions| millions * 1e6))?;
+        }
         bench_link(cluster, size, figures)?;
     }
     Ok(())
 }
 
-fn perftest(
-    cluster: &Cluster,
-    program: &str,
-    size: u32,
-    iterations: u32,
-    column: usize,
-) -> Result<f64> {
+fn perftest(cluster: &Cluster, program: &str, size: u32, iterations: u32) -> Result<f64> {
     let common = format!("{program} -F -e -d rxe0 -x {GID_INDEX} -s {size} -n {iterations}");
     let server = (common.as_str(), Listens::At(PERFTEST_PORT));
     let ended = both_ends(cluster, server, &format!("{common} {PEER}"), LIMIT)?;
@@ -59,7 +62,7 @@ fn perftest(
     let line = output.lines().find(|line| {
         line.split_whitespace().next().and_then(|word| word.parse().ok()) == Some(size)
     });
-    let word = line.and_then(|line| line.split_whitespace().nth(column));
+    let word = line.and_then(|line| line.split_whitespace().nth(FIGURE));
     let figure: Option<f64> = word.and_then(|word| word.parse().ok());
     figure.filter(|figure| *figure > 0.0).with_context(|| format!("no figure in: {output}"))
 }

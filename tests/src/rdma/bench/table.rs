@@ -61,6 +61,13 @@ fn fabric_rows() -> Vec<Row> {
         rows.push(row(format!("messages one way, {size} B"), "1/s", ours, other, Target::None));
     }
     rows.push(row(
+        "the same, 64 B; perftest -l 32".to_owned(),
+        "1/s",
+        "link rate 64".to_owned(),
+        "perftest list 64".to_owned(),
+        Target::None,
+    ));
+    rows.push(row(
         "pieces of 64 B on one lane".to_owned(),
         "1/s",
         "lane rate 64".to_owned(),
