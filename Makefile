@@ -186,7 +186,7 @@ bench-directory: ## What clusters of 20,000 and 150,000 pods cost a node: memory
 	$(CARGO) test --locked --release -p rdmesh-proxy --lib directory::kube::load_tests -- --ignored --nocapture --test-threads 1
 
 .PHONY: bench-rdma
-bench-rdma: setup-guest build ## Compare with perftest, rsockets and kernel TCP in two emulated machines (ARGS=rounds)
+bench-rdma: setup-guest build ## Compare with perftest, rsockets and kernel TCP in two emulated machines (ARGS='3 fabric --json')
 	$(CARGO) build --locked --release -p rdmesh-tests --bins
 	$(TARGET_DIR)/release/bench_rdma $(ARGS)
 
