@@ -15,6 +15,7 @@ pub use negotiate::{Absence, Why};
 
 use crate::mux::{self, Transmit};
 use rdmesh_sys::slab::Payload;
+use smallvec::SmallVec;
 use std::net::TcpStream;
 use std::os::fd::BorrowedFd;
 use thiserror::Error;
@@ -22,6 +23,29 @@ use thiserror::Error;
 impl mux::Payload for Payload {
     fn split_to(&mut self, n: usize) -> Self {
         Payload::split_to(self, n)
+    }
+
+    fn len(&self) -> usize {
+        Payload::len(self)
+    }
+
+    fn whole(&self) -> bool {
+        self.is_piped()
+    }
+}
+
+/// A message as a link brings it.
+#[derive(Clone)]
+pub struct Message {
+    /// The whole message, or its head.
+    pub head: Payload,
+    /// What follows the head, where it was received apart.
+    pub tails: Option<SmallVec<[Payload; 4]>>,
+}
+
+impl From<Payload> for Message {
+    fn from(whole: Payload) -> Self {
+        Self { head: whole, tails: None }
     }
 }
 
@@ -78,7 +102,11 @@ pub trait Link {
     /// Pushes out what is posted, in one batch.
     fn flush(&mut self) -> Result<(), Broken>;
     /// Appends complete messages to `messages`, up to a fair share at a time.
-    fn receive(&mut self, messages: &mut Vec<Payload>) -> Result<Received, Broken>;
+    fn receive(&mut self, messages: &mut Vec<Message>) -> Result<Received, Broken>;
+    /// Whether it sends bytes that are in a pipe without copying them.
+    fn takes_pipes(&self) -> bool {
+        false
+    }
     /// How many receive buffers were posted anew since the last call: the peer may send so many
     /// messages more.
     fn granted(&mut self) -> u32;

@@ -5,7 +5,7 @@ use super::engine::Event;
 use super::lane::{Carrier, LaneSlot};
 use super::links::Path;
 use super::slots::Key;
-use crate::fabric::{Broken, Received};
+use crate::fabric::{Broken, Message, Received};
 use crate::metrics::{Direction, FabricKind, FailoverReason, PassthroughReason};
 use crate::mux::{self, Lane, Open};
 use crate::node::messages::{NodeName, Request, Side, UnavailableReason};
@@ -161,8 +161,12 @@ impl Worker {
         let received = link.receive(&mut messages);
         self.metrics.messages(Direction::Received, slot.fabric, messages.len() as u64);
         let mut failed = None;
-        for message in messages.drain(..) {
-            if let Err(error) = slot.mux.on_message(message, self.now) {
+        for Message { head, tails } in messages.drain(..) {
+            let taken = match tails {
+                None => slot.mux.on_message(head, self.now),
+                Some(tails) => slot.mux.on_parts(head, tails.into_iter(), self.now),
+            };
+            if let Err(error) = taken {
                 failed = Some(Broken::from(error));
                 break;
             }

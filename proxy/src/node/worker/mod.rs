@@ -14,11 +14,13 @@ mod pods;
 mod slots;
 mod stream;
 mod streams;
+mod watchdog;
 
 #[cfg(test)]
 mod tests;
 
 use crate::directory::Snapshot;
+use crate::fabric::Message;
 use crate::fabric::select::Fabrics;
 use crate::metrics::{NodeMetrics, SlabState, WorkerMetrics};
 use crate::mux::{self, Budget, LaneConfig};
@@ -31,7 +33,7 @@ use lane::LaneSlot;
 use memory::Arena;
 use pods::PodSlot;
 use rdmesh_config::{Io, Node, Polling};
-use rdmesh_sys::slab::{Payload, Slab};
+use rdmesh_sys::slab::Slab;
 use slots::{Key, Slots};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
@@ -41,6 +43,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stream::Stream;
 use tracing::{info, warn};
+use watchdog::Watchdog;
 
 /// At least the header of one DATA frame.
 const FRAME_BYTES: usize = 16;
@@ -66,6 +69,7 @@ struct Worker {
     metrics: Arc<WorkerMetrics>,
     node_metrics: Arc<NodeMetrics>,
     engine: Engine,
+    watchdog: Watchdog,
     arena: Arena,
     fabrics: Fabrics,
     /// Most bytes of one read: what fits one message beside its headers, so that a bulk stream
@@ -89,7 +93,7 @@ struct Worker {
     timers: BinaryHeap<Reverse<(Instant, u32, u32)>>,
     /// Requests that the control thread's queue had no room for.
     unsent: VecDeque<Request>,
-    messages: Vec<Payload>,
+    messages: Vec<Message>,
     /// Peers whose lies were logged.
     distrusted: HashSet<NodeName>,
     next_handoff_id: u32,
@@ -150,6 +154,7 @@ impl Worker {
             node_metrics: setup.node_metrics,
             distrusted: HashSet::new(),
             engine,
+            watchdog: Watchdog::new(),
             arena: Arena::new(slab),
             fabrics,
             read_bytes_max: message_bytes.saturating_sub(mux::HEADER_BYTES + FRAME_BYTES).max(1),
@@ -234,6 +239,7 @@ impl Worker {
         self.serve_lanes();
         self.write_streams();
         self.expire();
+        self.watchdog.rest(self.now);
         self.send_requests();
         self.publish();
     }

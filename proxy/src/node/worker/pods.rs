@@ -41,11 +41,18 @@ pub(super) struct PodSlot {
     dials: HashMap<u32, Dial>,
     /// Its lies are logged once.
     warned: bool,
+    /// One of its sockets was made blocking: see [`super::watchdog`].
+    blocks: bool,
 }
 
 impl PodSlot {
     pub(super) fn uid(&self) -> &str {
         &self.pod.uid
+    }
+
+    /// Whether payload may be moved from and to its sockets.
+    pub(super) fn moves(&self) -> bool {
+        !self.blocks
     }
 
     pub(super) fn connected(&self) -> bool {
@@ -66,6 +73,7 @@ impl Worker {
                     streams: 0,
                     dials: HashMap::new(),
                     warned: false,
+                    blocks: false,
                 };
                 let key = self.pods.insert(slot);
                 self.pod_keys.insert(uid, key);
@@ -319,6 +327,19 @@ impl Worker {
 
     pub(super) fn tell_drain(&mut self, key: Key) {
         self.tell(key, &ToSidecar::Drain, None);
+    }
+
+    pub(super) fn distrust_socket(&mut self, key: Key) {
+        if let Some(slot) = self.pods.get_mut(key)
+            && !slot.blocks
+        {
+            slot.blocks = true;
+            warn!(
+                pod = &*slot.pod.name,
+                uid = &*slot.pod.uid,
+                "a handed-over socket was made blocking; this pod's payload is copied from now on"
+            );
+        }
     }
 
     fn distrust(&mut self, key: Key, what: &str) {

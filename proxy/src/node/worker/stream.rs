@@ -5,6 +5,7 @@
 use super::slots::Key;
 use crate::metrics::{FabricKind, Role};
 use crate::mux::StreamId;
+use rdmesh_sys::pipe::Filling;
 use rdmesh_sys::slab::{BufMut, Payload};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
@@ -14,6 +15,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 const IO_SLICES_MAX: usize = 32;
+/// What is smaller costs less to copy than to move.
+const BULK_BYTES_MIN: usize = 16 << 10;
 /// A held slice of a receive buffer that is smaller than this part of it is copied, so that a slow
 /// application pins no more memory than four times its window.
 const HELD_PART_MIN: usize = 4;
@@ -67,6 +70,12 @@ pub(super) struct Stream {
     /// The peer's FIN has come; it is passed on once `out` is empty.
     pub fin_received: bool,
     pub write_done: bool,
+    /// The last read was as large as it could be: the next may as well be moved.
+    pub bulk: bool,
+    /// The socket was made non-blocking.
+    prepared: bool,
+    /// Somebody made the socket blocking while bytes were moved.
+    pub blocked: bool,
     /// Listed among the streams whose `out` is to be written after this batch.
     pub dirty: bool,
     out: VecDeque<Chunk>,
@@ -77,6 +86,8 @@ pub(super) enum Read {
     Bytes(Payload),
     End,
     Nothing,
+    /// The socket made the call wait.
+    Interrupted,
     Failed(io::Error),
 }
 
@@ -108,6 +119,9 @@ impl Stream {
             writable: true,
             fin_received: false,
             write_done: false,
+            bulk: false,
+            prepared: false,
+            blocked: false,
             dirty: false,
             out: VecDeque::new(),
         }
@@ -127,6 +141,7 @@ impl Stream {
                     if n < room && !self.hangup {
                         self.readable = false;
                     }
+                    self.bulk = n == room && n >= BULK_BYTES_MIN;
                     buffer.advance(n);
                     return Read::Bytes(buffer.slice(start, start + n));
                 }
@@ -140,19 +155,65 @@ impl Stream {
         }
     }
 
+    /// Moves at most `max` bytes into a pipe.
+    pub(super) fn read_moved(&mut self, mut pipe: Filling, max: usize) -> Read {
+        let Some(socket) = &self.socket else { return Read::Nothing };
+        match pipe.fill(socket, max) {
+            Ok(0) => Read::End,
+            // More may be there: a pipe takes no more than so many pieces at a time.
+            Ok(n) => {
+                self.bulk = n >= BULK_BYTES_MIN;
+                Read::Bytes(pipe.finish())
+            }
+            Err(Errno::AGAIN) => {
+                self.readable = false;
+                Read::Nothing
+            }
+            Err(Errno::INTR) => {
+                self.blocked = true;
+                Read::Interrupted
+            }
+            Err(error) => Read::Failed(error.into()),
+        }
+    }
+
+    /// Before the first move: one that waits is for hostile sockets only.
+    pub(super) fn prepare_moves(&mut self) {
+        if !self.prepared
+            && let Some(socket) = &self.socket
+        {
+            self.prepared = true;
+            // A socket on which this fails is dead; reading tells.
+            let _ = rustix::io::ioctl_fionbio(socket, true);
+        }
+    }
+
+    /// Whether what is written next could be moved.
+    pub(super) fn holds_pipe(&self) -> bool {
+        matches!(self.out.front(), Some(Chunk::Shared(payload)) if payload.can_move())
+    }
+
     pub(super) fn push(&mut self, payload: Payload) {
         self.out.push_back(Chunk::Shared(payload));
     }
 
-    /// Writes what waits; returns how many bytes the socket took.
-    pub(super) fn write(&mut self) -> io::Result<usize> {
+    /// Writes what waits, with or without moves; returns how many bytes the socket took.
+    pub(super) fn write(&mut self, moves: bool) -> io::Result<usize> {
         let mut total = 0;
         while self.writable && !self.out.is_empty() {
+            let moves = moves && !self.blocked;
+            if moves && self.holds_pipe() {
+                total += self.write_moved()?;
+                continue;
+            }
             let Some(socket) = &self.socket else { break };
             let mut slices = [IoSlice::new(&[]); IO_SLICES_MAX];
             let mut count = 0;
             let mut offered = 0;
             for (slice, chunk) in slices.iter_mut().zip(&self.out) {
+                if moves && matches!(chunk, Chunk::Shared(payload) if payload.can_move()) {
+                    break;
+                }
                 *slice = IoSlice::new(chunk.bytes());
                 offered += chunk.bytes().len();
                 count += 1;
@@ -173,6 +234,34 @@ impl Stream {
         }
         self.hold();
         Ok(total)
+    }
+
+    /// Moves the first chunk to the socket.
+    fn write_moved(&mut self) -> io::Result<usize> {
+        let (Some(socket), Some(Chunk::Shared(payload))) = (&self.socket, self.out.front_mut())
+        else {
+            return Ok(0);
+        };
+        match payload.move_to(socket) {
+            Ok(n) => {
+                if payload.is_empty() {
+                    self.out.pop_front();
+                } else {
+                    // Full; or somebody made it blocking, and the call was interrupted.
+                    self.blocked |= is_blocking(socket);
+                }
+                Ok(n)
+            }
+            Err(Errno::AGAIN) => {
+                self.writable = false;
+                Ok(0)
+            }
+            Err(Errno::INTR) => {
+                self.blocked = true;
+                Ok(0)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn skip(&mut self, mut n: usize) {
@@ -225,4 +314,9 @@ impl Stream {
         let Some(socket) = &self.socket else { return Ok(()) };
         socket2::SockRef::from(&socket.as_fd()).set_linger(linger)
     }
+}
+
+fn is_blocking(socket: &OwnedFd) -> bool {
+    let flags = rustix::fs::fcntl_getfl(socket);
+    flags.is_ok_and(|flags| !flags.contains(rustix::fs::OFlags::NONBLOCK))
 }

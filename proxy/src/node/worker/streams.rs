@@ -3,6 +3,7 @@
 use super::Worker;
 use super::engine::{Event, Token};
 use super::lane::Waiting;
+use super::pods::PodSlot;
 use super::slots::Key;
 use super::stream::{Read, Stream};
 use crate::metrics::{Direction, Outcome, PassthroughReason, Role};
@@ -94,12 +95,27 @@ impl Worker {
             }
             return;
         }
-        let Some(buffer) = self.arena.for_read() else {
+        let moves = stream.bulk
+            && stream.early.is_none()
+            && slot.takes_pipes()
+            && self.pods.get(stream.pod).is_some_and(PodSlot::moves)
+            && self.watchdog.watches(self.now);
+        let pipe = if moves { self.fabrics.pipes().take() } else { None };
+        let read = if let Some(pipe) = pipe {
+            stream.prepare_moves();
+            stream.read_moved(pipe, max)
+        } else if let Some(buffer) = self.arena.for_read() {
+            stream.read(buffer, max)
+        } else {
             self.starved.push(key);
             return;
         };
-        match stream.read(buffer, max) {
+        match read {
             Read::Bytes(payload) => self.stream_read(key, payload),
+            Read::Interrupted => {
+                self.blocked(key);
+                self.read_later(key);
+            }
             Read::End => {
                 stream.read_done = true;
                 slot.mux.finish(stream.id);
@@ -173,7 +189,18 @@ impl Worker {
     fn write_stream(&mut self, key: Key) {
         let Some(stream) = self.streams.get_mut(key) else { return };
         let lane = stream.lane;
-        match stream.write() {
+        let moves = stream.holds_pipe()
+            && self.pods.get(stream.pod).is_some_and(PodSlot::moves)
+            && self.watchdog.watches(self.now);
+        if moves {
+            stream.prepare_moves();
+        }
+        let written = stream.write(moves);
+        if stream.blocked {
+            self.blocked(key);
+        }
+        let Some(stream) = self.streams.get_mut(key) else { return };
+        match written {
             Ok(written) => {
                 stream.finish_write();
                 if written > 0
@@ -187,6 +214,15 @@ impl Worker {
                 debug!(%error, "application's socket takes no more");
                 self.abort(key);
             }
+        }
+    }
+
+    /// A socket made the worker wait: its pod is not trusted with moves any more.
+    fn blocked(&mut self, key: Key) {
+        if let Some(stream) = self.streams.get_mut(key) {
+            stream.blocked = false;
+            let pod = stream.pod;
+            self.distrust_socket(pod);
         }
     }
 
@@ -308,7 +344,7 @@ impl Worker {
     pub(super) fn stream_reset(&mut self, key: Key, reason: ResetReason) {
         // What came before the reset goes out before it, as far as the socket takes it.
         if let Some(stream) = self.streams.get_mut(key) {
-            let _ = stream.write();
+            let _ = stream.write(false);
         }
         let outcome = match reason {
             ResetReason::PeerLost => Outcome::LaneLost,
