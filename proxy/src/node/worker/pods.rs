@@ -5,7 +5,7 @@ use super::Worker;
 use super::engine::{Event, Token};
 use super::lane::{Carrier, WAITING_MAX, Waiting};
 use super::slots::Key;
-use super::stream::Stream;
+use super::stream::{Blocked, Stream};
 use crate::directory::policy::Verdict;
 use crate::directory::{Decision, Pod};
 use crate::handoff::{
@@ -20,11 +20,15 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
 /// Answers that may wait for a sidecar before its messages do.
 const ANSWERS_MAX: usize = 1024;
+
+/// Moves that took long within this time are no accident.
+const SUSPICION_LASTS: Duration = Duration::from_secs(1);
+const SUSPICIONS_MAX: u32 = 4;
 
 /// A socket that the sidecar was asked to open.
 pub(super) struct Dial {
@@ -43,6 +47,9 @@ pub(super) struct PodSlot {
     warned: bool,
     /// One of its sockets was made blocking: see [`super::watchdog`].
     blocks: bool,
+    /// How often in a row that seemed so, and since when.
+    suspicions: u32,
+    suspected_at: Option<Instant>,
 }
 
 impl PodSlot {
@@ -74,6 +81,8 @@ impl Worker {
                     dials: HashMap::new(),
                     warned: false,
                     blocks: false,
+                    suspicions: 0,
+                    suspected_at: None,
                 };
                 let key = self.pods.insert(slot);
                 self.pod_keys.insert(uid, key);
@@ -329,10 +338,17 @@ impl Worker {
         self.tell(key, &ToSidecar::Drain, None);
     }
 
-    pub(super) fn distrust_socket(&mut self, key: Key) {
-        if let Some(slot) = self.pods.get_mut(key)
-            && !slot.blocks
-        {
+    /// Certain, or suspected several times within a second: no more moves for this pod.
+    pub(super) fn distrust_socket(&mut self, key: Key, blocked: Blocked) {
+        let now = self.now;
+        let Some(slot) = self.pods.get_mut(key) else { return };
+        let long_ago = |at: Instant| now.saturating_duration_since(at) > SUSPICION_LASTS;
+        if slot.suspected_at.is_none_or(long_ago) {
+            (slot.suspected_at, slot.suspicions) = (Some(now), 0);
+        }
+        slot.suspicions += 1;
+        let certain = blocked == Blocked::Surely || slot.suspicions >= SUSPICIONS_MAX;
+        if certain && !slot.blocks {
             slot.blocks = true;
             warn!(
                 pod = &*slot.pod.name,

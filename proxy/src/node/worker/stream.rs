@@ -15,6 +15,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 const IO_SLICES_MAX: usize = 32;
+/// A move that does not wait is over long before.
+const WAIT_MIN: Duration = Duration::from_millis(20);
 /// What is smaller costs less to copy than to move.
 const BULK_BYTES_MIN: usize = 16 << 10;
 /// A held slice of a receive buffer that is smaller than this part of it is copied, so that a slow
@@ -74,11 +76,20 @@ pub(super) struct Stream {
     pub bulk: bool,
     /// The socket was made non-blocking.
     prepared: bool,
-    /// Somebody made the socket blocking while bytes were moved.
-    pub blocked: bool,
+    /// The socket made a move wait, though it had been non-blocking.
+    pub blocked: Option<Blocked>,
     /// Listed among the streams whose `out` is to be written after this batch.
     pub dirty: bool,
     out: VecDeque<Chunk>,
+}
+
+/// How much a stream's socket is to blame for a move that took long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Blocked {
+    /// It is blocking.
+    Surely,
+    /// It may have been; or the worker was not given the CPU.
+    Perhaps,
 }
 
 /// What a read from the application's socket gave.
@@ -121,7 +132,7 @@ impl Stream {
             write_done: false,
             bulk: false,
             prepared: false,
-            blocked: false,
+            blocked: None,
             dirty: false,
             out: VecDeque::new(),
         }
@@ -158,6 +169,7 @@ impl Stream {
     /// Moves at most `max` bytes into a pipe.
     pub(super) fn read_moved(&mut self, mut pipe: Filling, max: usize) -> Read {
         let Some(socket) = &self.socket else { return Read::Nothing };
+        let started = Instant::now();
         match pipe.fill(socket, max) {
             Ok(0) => Read::End,
             // More may be there: a pipe takes no more than so many pieces at a time.
@@ -170,7 +182,7 @@ impl Stream {
                 Read::Nothing
             }
             Err(Errno::INTR) => {
-                self.blocked = true;
+                self.blocked = Blocked::of(socket, started);
                 Read::Interrupted
             }
             Err(error) => Read::Failed(error.into()),
@@ -201,7 +213,7 @@ impl Stream {
     pub(super) fn write(&mut self, moves: bool) -> io::Result<usize> {
         let mut total = 0;
         while self.writable && !self.out.is_empty() {
-            let moves = moves && !self.blocked;
+            let moves = moves && self.blocked.is_none();
             if moves && self.holds_pipe() {
                 total += self.write_moved()?;
                 continue;
@@ -242,13 +254,14 @@ impl Stream {
         else {
             return Ok(0);
         };
+        let started = Instant::now();
         match payload.move_to(socket) {
             Ok(n) => {
                 if payload.is_empty() {
                     self.out.pop_front();
                 } else {
                     // Full; or somebody made it blocking, and the call was interrupted.
-                    self.blocked |= is_blocking(socket);
+                    self.blocked = Blocked::of(socket, started);
                 }
                 Ok(n)
             }
@@ -257,7 +270,7 @@ impl Stream {
                 Ok(0)
             }
             Err(Errno::INTR) => {
-                self.blocked = true;
+                self.blocked = Blocked::of(socket, started);
                 Ok(0)
             }
             Err(error) => Err(error.into()),
@@ -316,7 +329,13 @@ impl Stream {
     }
 }
 
-fn is_blocking(socket: &OwnedFd) -> bool {
-    let flags = rustix::fs::fcntl_getfl(socket);
-    flags.is_ok_and(|flags| !flags.contains(rustix::fs::OFlags::NONBLOCK))
+impl Blocked {
+    /// After a move that began at `started` and ended early. A signal can end it without a wait.
+    fn of(socket: &OwnedFd, started: Instant) -> Option<Self> {
+        let flags = rustix::fs::fcntl_getfl(socket);
+        if flags.is_ok_and(|flags| !flags.contains(rustix::fs::OFlags::NONBLOCK)) {
+            return Some(Self::Surely);
+        }
+        (started.elapsed() >= WAIT_MIN).then_some(Self::Perhaps)
+    }
 }

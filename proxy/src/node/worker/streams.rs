@@ -113,7 +113,7 @@ impl Worker {
         match read {
             Read::Bytes(payload) => self.stream_read(key, payload),
             Read::Interrupted => {
-                self.blocked(key);
+                self.look_at_blocked(key);
                 self.read_later(key);
             }
             Read::End => {
@@ -196,8 +196,10 @@ impl Worker {
             stream.prepare_moves();
         }
         let written = stream.write(moves);
-        if stream.blocked {
-            self.blocked(key);
+        if stream.blocked.is_some() {
+            self.look_at_blocked(key);
+            // What is left goes on by copies, or later.
+            self.write_later(key);
         }
         let Some(stream) = self.streams.get_mut(key) else { return };
         match written {
@@ -217,12 +219,13 @@ impl Worker {
         }
     }
 
-    /// A socket made the worker wait: its pod is not trusted with moves any more.
-    fn blocked(&mut self, key: Key) {
-        if let Some(stream) = self.streams.get_mut(key) {
-            stream.blocked = false;
+    /// A socket may have made the worker wait: see [`super::watchdog`].
+    fn look_at_blocked(&mut self, key: Key) {
+        if let Some(stream) = self.streams.get_mut(key)
+            && let Some(blocked) = stream.blocked.take()
+        {
             let pod = stream.pod;
-            self.distrust_socket(pod);
+            self.distrust_socket(pod, blocked);
         }
     }
 
