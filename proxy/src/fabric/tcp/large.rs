@@ -117,6 +117,7 @@ impl Large {
         socket: &TcpStream,
         framer: &mut Framer,
     ) -> Result<Moved, Broken> {
+        let mut tried_again = false;
         loop {
             let Some(partial) = &mut self.partial else { return Ok(Moved::Unsuitable) };
             let Some(length) = partial.lengths.get(partial.tails.len()).copied() else {
@@ -138,12 +139,15 @@ impl Large {
                 }
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
-                    // The pipe may be full of small pieces.
+                    // Either the socket is empty or the pipe is full of small pieces.
                     let waiting = rustix::io::ioctl_fionread(socket).unwrap_or(0);
-                    if waiting > 0 && !filling.is_empty() {
+                    if waiting == 0 || filling.is_empty() {
+                        return Ok(Moved::Drained);
+                    }
+                    // Unless it came in between.
+                    if std::mem::replace(&mut tried_again, true) {
                         return Ok(self.read_instead(framer));
                     }
-                    return Ok(Moved::Drained);
                 }
                 Err(error) => return Err(std::io::Error::from(error).into()),
             }

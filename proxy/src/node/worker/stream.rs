@@ -76,6 +76,8 @@ pub(super) struct Stream {
     pub bulk: bool,
     /// The socket was made non-blocking.
     prepared: bool,
+    /// `out` may hold payload that is in a pipe.
+    piped: bool,
     /// The socket made a move wait, though it had been non-blocking.
     pub blocked: Option<Blocked>,
     /// Listed among the streams whose `out` is to be written after this batch.
@@ -132,6 +134,7 @@ impl Stream {
             write_done: false,
             bulk: false,
             prepared: false,
+            piped: false,
             blocked: None,
             dirty: false,
             out: VecDeque::new(),
@@ -200,12 +203,17 @@ impl Stream {
         }
     }
 
-    /// Whether what is written next could be moved.
-    pub(super) fn holds_pipe(&self) -> bool {
+    /// Whether some of what waits could be moved.
+    pub(super) fn holds_pipes(&self) -> bool {
+        self.piped
+    }
+
+    fn next_can_move(&self) -> bool {
         matches!(self.out.front(), Some(Chunk::Shared(payload)) if payload.can_move())
     }
 
     pub(super) fn push(&mut self, payload: Payload) {
+        self.piped |= payload.is_piped();
         self.out.push_back(Chunk::Shared(payload));
     }
 
@@ -214,7 +222,7 @@ impl Stream {
         let mut total = 0;
         while self.writable && !self.out.is_empty() {
             let moves = moves && self.blocked.is_none();
-            if moves && self.holds_pipe() {
+            if moves && self.next_can_move() {
                 total += self.write_moved()?;
                 continue;
             }
@@ -245,6 +253,7 @@ impl Stream {
             }
         }
         self.hold();
+        self.piped &= !self.out.is_empty();
         Ok(total)
     }
 

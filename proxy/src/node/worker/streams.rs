@@ -189,7 +189,7 @@ impl Worker {
     fn write_stream(&mut self, key: Key) {
         let Some(stream) = self.streams.get_mut(key) else { return };
         let lane = stream.lane;
-        let moves = stream.holds_pipe()
+        let moves = stream.holds_pipes()
             && self.pods.get(stream.pod).is_some_and(PodSlot::moves)
             && self.watchdog.watches(self.now);
         if moves {
