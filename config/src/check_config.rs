@@ -36,6 +36,7 @@ macro_rules! range {
 
 const MINUTE_MS: u64 = 60_000;
 const HOUR_MS: u64 = 60 * MINUTE_MS;
+const YEAR_S: u64 = 365 * 86_400;
 
 /// Every number of the schema that is not a list's. The commented example shows the same ranges; a test compares.
 static RANGES: &[Range] = &[
@@ -51,6 +52,7 @@ static RANGES: &[Range] = &[
     range!(sidecar.reconnect_backoff_max_ms, 1, 10 * MINUTE_MS),
     range!(node.workers, 1, 256),
     range!(node.polling_spin_us, 1, 10_000),
+    range!(node.polling_share_percent, 1, 100),
     range!(node.verbs.port, 0, 255),
     range!(node.verbs.traffic_class, 0, 255),
     range!(node.verbs.service_level, 0, 15),
@@ -76,12 +78,16 @@ static RANGES: &[Range] = &[
     range!(node.timeouts.handshake_ms, 100, MINUTE_MS),
     range!(node.timeouts.open_ms, 100, 5 * MINUTE_MS),
     range!(node.timeouts.lane_resume_ms, 0, HOUR_MS),
+    range!(node.timeouts.lane_idle_ms, 100, 24 * HOUR_MS),
     range!(node.timeouts.keepalive_interval_ms, 10, 10 * MINUTE_MS),
     range!(node.timeouts.keepalive_timeout_ms, 20, HOUR_MS),
     range!(node.timeouts.reconnect_backoff_min_ms, 1, MINUTE_MS),
     range!(node.timeouts.reconnect_backoff_max_ms, 1, 10 * MINUTE_MS),
     range!(node.timeouts.drain_ms, 0, HOUR_MS),
     // Never root: the API server would refuse the pod.
+    range!(injector.authority.ca_lifetime_s, 30, 20 * YEAR_S),
+    range!(injector.authority.serving_lifetime_s, 5, YEAR_S),
+    range!(injector.authority.node_lifetime_s, 5, YEAR_S),
     range!(injector.proxy_uid, 1, 0x7fff_ffff),
 ];
 

@@ -83,6 +83,8 @@ pub struct Node {
     pub polling: Polling,
     /// Longest time a worker polls without sleeping after its last event (`polling: adaptive`).
     pub polling_spin_us: u64,
+    /// Most of its time that a worker polls in vain (`polling: adaptive`).
+    pub polling_share_percent: u32,
     pub fabric: Fabric,
     pub verbs: Verbs,
     /// Whether the payload of `tcp` links is encrypted. The handshake always is.
@@ -105,8 +107,12 @@ pub enum Io {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Polling {
+    /// A worker without work sleeps.
     Off,
+    /// It looks again for a while first.
     Adaptive,
+    /// It never sleeps: a CPU for each worker.
+    Always,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,7 +133,7 @@ pub struct Verbs {
     pub device: String,
     /// The device's port; 0: the first that serves.
     pub port: u8,
-    /// Index of the GID; -1: chosen by the link's own address.
+    /// Index of the GID; -1: the link's own address, or what a device that is named has instead.
     pub gid_index: i16,
     pub traffic_class: u8,
     pub service_level: u8,
@@ -196,6 +202,8 @@ pub struct Timeouts {
     pub open_ms: u64,
     /// How long a lane lives without a link before its streams are reset.
     pub lane_resume_ms: u64,
+    /// How long a lane without streams keeps its link; the next stream makes another.
+    pub lane_idle_ms: u64,
     pub keepalive_interval_ms: u64,
     /// Silence on a link after which it counts as broken.
     pub keepalive_timeout_ms: u64,
@@ -249,6 +257,12 @@ pub struct Authority {
     pub webhook: String,
     /// The service account of the node proxies.
     pub node_account: String,
+    /// What the authority's own certificate is good for; another is made at half of it.
+    pub ca_lifetime_s: u64,
+    /// The serving certificate; renewed at a third.
+    pub serving_lifetime_s: u64,
+    /// The node proxies' certificates; renewed at a third.
+    pub node_lifetime_s: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -449,6 +463,7 @@ impl Default for Node {
             io: Io::Auto,
             polling: Polling::Off,
             polling_spin_us: 50,
+            polling_share_percent: 50,
             fabric: Fabric::Auto,
             verbs: Verbs::default(),
             encrypt: true,
@@ -483,6 +498,8 @@ impl Default for Injector {
     }
 }
 
+const DAY_S: u64 = 86_400;
+
 impl Default for Authority {
     fn default() -> Self {
         Self {
@@ -491,6 +508,9 @@ impl Default for Authority {
             service: "rdmesh-injector".into(),
             webhook: "rdmesh-injector".into(),
             node_account: "rdmesh-node".into(),
+            ca_lifetime_s: 3650 * DAY_S,
+            serving_lifetime_s: 90 * DAY_S,
+            node_lifetime_s: DAY_S,
         }
     }
 }
@@ -537,6 +557,7 @@ impl Default for Timeouts {
             handshake_ms: 5_000,
             open_ms: 10_000,
             lane_resume_ms: 30_000,
+            lane_idle_ms: 300_000,
             keepalive_interval_ms: 1_000,
             keepalive_timeout_ms: 5_000,
             reconnect_backoff_min_ms: 20,

@@ -18,6 +18,7 @@ use rdmesh_sys::slab::Payload;
 use smallvec::SmallVec;
 use std::net::TcpStream;
 use std::os::fd::BorrowedFd;
+use std::time::Instant;
 use thiserror::Error;
 
 impl mux::Payload for Payload {
@@ -41,6 +42,23 @@ pub struct Message {
     pub head: Payload,
     /// What follows the head, where it was received apart.
     pub tails: Option<SmallVec<[Payload; 4]>>,
+}
+
+impl Message {
+    /// Gives it to its lane.
+    ///
+    /// # Errors
+    /// What the lane says of it.
+    pub fn deliver(
+        self,
+        lane: &mut mux::Lane<Payload>,
+        now: Instant,
+    ) -> Result<(), mux::ProtocolError> {
+        match self.tails {
+            None => lane.on_message(self.head, now),
+            Some(tails) => lane.on_parts(self.head, tails.into_iter(), now),
+        }
+    }
 }
 
 impl From<Payload> for Message {
@@ -105,6 +123,11 @@ pub trait Link {
     fn receive(&mut self, messages: &mut Vec<Message>) -> Result<Received, Broken>;
     /// Whether it sends bytes that are in a pipe without copying them.
     fn takes_pipes(&self) -> bool {
+        false
+    }
+    /// Whether `receive` has something, or may send more, as far as can be told without a system
+    /// call. A back end that cannot tell says no: its descriptor does.
+    fn poll(&mut self) -> bool {
         false
     }
     /// How many receive buffers were posted anew since the last call: the peer may send so many

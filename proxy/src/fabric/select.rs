@@ -122,6 +122,25 @@ impl Fabrics {
         })
     }
 
+    /// Whether a device is in use that can be removed without telling.
+    #[must_use]
+    pub fn uses_device(&self) -> bool {
+        #[cfg(feature = "verbs")]
+        return self.verbs.in_use();
+        #[cfg(not(feature = "verbs"))]
+        false
+    }
+
+    /// Whether the device in use is being removed: every verbs link fails when it is next asked,
+    /// and must be, since the removal waits for that.
+    #[must_use]
+    pub fn device_removed(&self) -> bool {
+        #[cfg(feature = "verbs")]
+        return self.verbs.removed();
+        #[cfg(not(feature = "verbs"))]
+        false
+    }
+
     #[cfg(feature = "verbs")]
     fn queue(&mut self, established: &Established) -> Result<Result<Queue, Why>, Broken> {
         let local = established.socket.local_addr()?.ip().to_canonical();

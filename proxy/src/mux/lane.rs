@@ -342,6 +342,17 @@ impl<P: Payload> Lane<P> {
         }
     }
 
+    /// Whether nothing is under way in either direction, as far as this end knows.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.link.state == LinkState::Up
+            && self.streams.is_empty()
+            && self.control.is_empty()
+            && self.unacked.len() == 0
+            && !self.ack_due
+            && self.ack_at_us == NEVER
+    }
+
     pub fn poll_event(&mut self) -> Option<Event<P>> {
         self.events.pop_front()
     }

@@ -79,9 +79,9 @@ impl Testbed {
         let mut haproxies = Vec::new();
         match kind {
             PathKind::Direct => {}
-            PathKind::Haproxy => haproxies = haproxy::start(&lab, &ports)?,
+            PathKind::Haproxy => haproxies = haproxy::start(&lab, &ports, false)?,
             PathKind::HaproxyRedirect => {
-                haproxies = haproxy::start(&lab, &ports)?;
+                haproxies = haproxy::start(&lab, &ports, false)?;
                 haproxy::redirect(&lab, &ports)?;
             }
             PathKind::Plain | PathKind::Tls => {

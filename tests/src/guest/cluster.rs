@@ -28,12 +28,13 @@ pub struct Setting {
     pub ipv6: bool,
     pub workers: u32,
     pub encrypt: bool,
+    pub lane_idle_ms: Option<u64>,
 }
 
 impl Setting {
     #[must_use]
     pub fn new(fabric: Fabric) -> Self {
-        Self { fabric, ipv6: false, workers: 1, encrypt: true }
+        Self { fabric, ipv6: false, workers: 1, encrypt: true, lane_idle_ms: None }
     }
 
     fn config(&self) -> Config {
@@ -46,11 +47,16 @@ impl Setting {
         node.fabric = self.fabric;
         node.workers = self.workers;
         node.encrypt = self.encrypt;
+        if let Some(ms) = self.lane_idle_ms {
+            node.timeouts.lane_idle_ms = ms;
+        }
         // A guest has a gigabyte and a half, and what is registered is pinned.
         node.limits.window_budget_bytes = 64 << 20;
         node.limits.slab_bytes = 16 << 20;
         // An emulated CPU is slow, and so is every time-out that counts on a fast one.
         node.timeouts.handshake_ms = 20_000;
+        node.timeouts.open_ms = 60_000;
+        node.timeouts.keepalive_timeout_ms = 15_000;
         if self.ipv6 {
             node.listen.set_ip(std::net::Ipv6Addr::UNSPECIFIED.into());
         }

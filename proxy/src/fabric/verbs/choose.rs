@@ -6,7 +6,7 @@ use super::super::negotiate::{Absence, Why};
 use super::device_error;
 use rdmesh_config::Verbs as Options;
 use rdmesh_sys::verbs::{Device, Gid, Port};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::rc::Rc;
 
 pub(super) struct Chosen {
@@ -90,5 +90,13 @@ fn gid(device: &Device, number: u8, port: &Port, options: &Options, local: IpAdd
         IpAddr::V4(address) => address.to_ipv6_mapped(),
         IpAddr::V6(address) => address,
     };
-    gids.into_iter().find(|gid| gid.roce_v2 && gid.raw == wanted.octets())
+    let roce = || gids.iter().filter(|gid| gid.roce_v2);
+    let own = roce().find(|gid| gid.raw == wanted.octets());
+    // A device that was named may be on a network of its own, with other addresses.
+    let named = || roce().find(|gid| !options.device.is_empty() && !link_local(gid.raw));
+    own.or_else(named).copied()
+}
+
+fn link_local(raw: [u8; 16]) -> bool {
+    Ipv6Addr::from(raw).is_unicast_link_local()
 }

@@ -116,6 +116,21 @@ impl Verbs {
         Self { options, credits_max, buffer_bytes, sends, spill, opened: Weak::new() }
     }
 
+    /// Whether a device is in use: [`Self::removed`] wants to be asked now and then.
+    pub(super) fn in_use(&self) -> bool {
+        self.opened.strong_count() > 0
+    }
+
+    /// Whether the device in use is being removed: its links break when they are next asked.
+    pub(super) fn removed(&self) -> bool {
+        let Some(opened) = self.opened.upgrade() else { return false };
+        let removed = !opened.device.present();
+        if removed {
+            opened.fatal.set(true);
+        }
+        removed
+    }
+
     /// A queue pair for a link whose own end has the address `local`.
     pub(super) fn prepare(&mut self, local: IpAddr) -> Result<Prepared, Why> {
         let chosen = choose(&self.options, local)?;

@@ -56,6 +56,11 @@ pub(super) struct LaneSlot {
     pub attached: bool,
     pub streams: HashMap<StreamId, Key>,
     pub waiting: VecDeque<Waiting>,
+    /// Since when nobody uses it, and when it gives its link back.
+    pub idle_since: Option<Instant>,
+    pub release_at: Option<Instant>,
+    /// It gave its link back and had none since.
+    pub released: bool,
     /// The link may have messages for us.
     pub readable: bool,
     /// Listed among the lanes to serve in this turn.
@@ -82,6 +87,9 @@ impl LaneSlot {
             attached: false,
             streams: HashMap::new(),
             waiting: VecDeque::new(),
+            idle_since: None,
+            release_at: None,
+            released: false,
             readable: false,
             dirty: false,
             timer: None,
@@ -96,7 +104,7 @@ impl LaneSlot {
     pub(super) fn next_timeout(&self) -> Option<Instant> {
         let waiting = self.waiting.front().map(|waiting| waiting.deadline);
         let attempt = self.attempt.as_ref().map(|attempt| attempt.deadline);
-        let all = [self.mux.poll_timeout(), waiting, attempt, self.path.renew_at];
+        let all = [self.mux.poll_timeout(), waiting, attempt, self.path.renew_at, self.release_at];
         all.into_iter().flatten().min()
     }
 

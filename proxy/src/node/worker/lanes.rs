@@ -5,7 +5,7 @@ use super::engine::Event;
 use super::lane::{Carrier, LaneSlot};
 use super::links::Path;
 use super::slots::Key;
-use crate::fabric::{Broken, Message, Received};
+use crate::fabric::{Broken, Received};
 use crate::metrics::{Direction, FabricKind, FailoverReason, PassthroughReason};
 use crate::mux::{self, Lane, Open};
 use crate::node::messages::{NodeName, Request, Side, UnavailableReason};
@@ -144,6 +144,10 @@ impl Worker {
             self.write_streams();
             self.transmit(key);
             self.lane_events(key);
+            let idle_after = self.idle_after();
+            if let Some(slot) = self.lanes.get_mut(key) {
+                slot.note_use(self.now, idle_after);
+            }
             self.arm_timer(key);
         }
     }
@@ -161,12 +165,8 @@ impl Worker {
         let received = link.receive(&mut messages);
         self.metrics.messages(Direction::Received, slot.fabric, messages.len() as u64);
         let mut failed = None;
-        for Message { head, tails } in messages.drain(..) {
-            let taken = match tails {
-                None => slot.mux.on_message(head, self.now),
-                Some(tails) => slot.mux.on_parts(head, tails.into_iter(), self.now),
-            };
-            if let Err(error) = taken {
+        for message in messages.drain(..) {
+            if let Err(error) = message.deliver(&mut slot.mux, self.now) {
                 failed = Some(Broken::from(error));
                 break;
             }
@@ -288,6 +288,7 @@ impl Worker {
     fn attached(&mut self, key: Key, resumed: bool) {
         let Some(slot) = self.lanes.get_mut(key) else { return };
         slot.attached = true;
+        slot.released = false;
         slot.draining = false;
         if !slot.peer.is_empty() {
             self.node_metrics.lane(&slot.peer, slot.number.into(), slot.fabric, true);
@@ -302,6 +303,10 @@ impl Worker {
 
     fn lane_lost(&mut self, key: Key, reason: &str) {
         let Some(slot) = self.lanes.get_mut(key) else { return };
+        if std::mem::take(&mut slot.released) {
+            // It had nothing to lose: only the state machine forgets.
+            return;
+        }
         warn!(peer = &*slot.peer, lane = slot.number, reason, "lane lost, its streams were reset");
         if !matches!(slot.carrier, Carrier::Link(_)) {
             slot.carrier = Carrier::None;
@@ -344,6 +349,7 @@ impl Worker {
             self.pass_back(&open, PassthroughReason::PeerUnavailable);
         }
         self.attempt_timeout(key);
+        self.idle_timeout(key);
         self.serve(key);
         self.serve_lanes();
     }

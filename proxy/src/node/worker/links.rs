@@ -5,7 +5,7 @@
 
 use super::Worker;
 use super::engine::Token;
-use super::lane::Carrier;
+use super::lane::{Carrier, LaneSlot};
 use super::slots::Key;
 use crate::fabric::select::{self, Kind, Negotiation, Ready};
 use crate::fabric::{Absence, Broken, Established};
@@ -17,6 +17,11 @@ use tracing::{debug, info, warn};
 
 /// A link that carried a lane so long was a good one.
 const STEADY: Duration = Duration::from_secs(10);
+
+/// Links are polled so often between two looks at the sockets, all together.
+const POLLS_PER_LOOK: usize = 32;
+/// How often a worker looks whether the device that it uses is being removed.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A connection that may become the lane's link.
 pub(super) struct Attempt {
@@ -144,6 +149,10 @@ impl Worker {
         slot.readable = true;
         slot.mux.link_up_with(credits, self.now);
         slot.path.up_since = Some(self.now);
+        if kind == Kind::Verbs {
+            self.pollable.push(key);
+            self.look_at.get_or_insert(self.now + LOOK_EVERY);
+        }
         slot.path.renew_at = None;
         if again {
             slot.failovers += 1;
@@ -209,12 +218,14 @@ impl Worker {
     pub(super) fn drop_link(&mut self, key: Key) -> bool {
         let Some(slot) = self.lanes.get_mut(key) else { return false };
         slot.attached = false;
+        (slot.idle_since, slot.release_at) = (None, None);
         if !matches!(slot.carrier, Carrier::Link(_)) {
             return false;
         }
         if let Carrier::Link(link) = std::mem::replace(&mut slot.carrier, Carrier::Requested) {
             self.engine.remove(link.descriptor());
         }
+        self.pollable.retain(|other| *other != key);
         slot.mux.link_down(self.now);
         slot.path.renew_at = None;
         self.node_metrics.lane(&slot.peer, slot.number.into(), slot.fabric, false);
@@ -223,6 +234,9 @@ impl Worker {
 
     /// The link itself says that it is over.
     pub(super) fn link_failed(&mut self, key: Key, error: &Broken) {
+        if self.released_by_peer(key, error) {
+            return;
+        }
         if let Broken::Completion(status) = error {
             self.node_metrics.completion_error(CompletionStatus::from_name(status));
         }
@@ -265,6 +279,50 @@ impl Worker {
         let Some(slot) = self.lanes.get(key) else { return };
         let (peer, lane) = (NodeName::clone(&slot.peer), slot.number);
         self.request(Request::LinkBroken { peer, lane, link_id, reason });
+    }
+
+    /// Looks for messages without system calls, a few times over; true when there are some.
+    pub(super) fn poll_links(&mut self) -> bool {
+        let mut found = false;
+        let rounds = POLLS_PER_LOOK.checked_div(self.pollable.len()).unwrap_or(0).max(1);
+        for _ in 0..rounds {
+            for index in 0..self.pollable.len() {
+                let Some(key) = self.pollable.get(index).copied() else { break };
+                let Some(slot) = self.lanes.get_mut(key) else { continue };
+                let Carrier::Link(link) = &mut slot.carrier else { continue };
+                if link.poll() {
+                    slot.readable = true;
+                    self.serve(key);
+                    found = true;
+                }
+            }
+            if found {
+                break;
+            }
+            std::hint::spin_loop();
+        }
+        found
+    }
+
+    /// Lets go of a device that is being removed.
+    pub(super) fn look_at_device(&mut self) {
+        if self.look_at.is_none_or(|at| at > self.now) {
+            return;
+        }
+        self.look_at = self.fabrics.uses_device().then(|| self.now + LOOK_EVERY);
+        if !self.fabrics.device_removed() {
+            return;
+        }
+        let verbs = |slot: &LaneSlot| slot.fabric == FabricKind::Verbs;
+        let keys: Vec<Key> =
+            self.lanes.iter().filter(|(_, slot)| verbs(slot)).map(|(key, _)| key).collect();
+        for key in keys {
+            if let Some(slot) = self.lanes.get_mut(key) {
+                slot.readable = true;
+            }
+            self.serve(key);
+        }
+        self.serve_lanes();
     }
 
     /// An attempt that takes too long is given up; a lane whose time on `tcp` is over asks for a

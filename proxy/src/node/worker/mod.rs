@@ -6,11 +6,13 @@
 //! What it does not do: dial or accept peers, read files, look at the clock more than once a turn.
 
 mod engine;
+mod idle;
 mod lane;
 mod lanes;
 mod links;
 mod memory;
 mod pods;
+mod polling;
 mod slots;
 mod stream;
 mod streams;
@@ -32,7 +34,8 @@ use futures_util::FutureExt;
 use lane::LaneSlot;
 use memory::Arena;
 use pods::PodSlot;
-use rdmesh_config::{Io, Node, Polling};
+use polling::Spin;
+use rdmesh_config::{Io, Node};
 use rdmesh_sys::slab::Slab;
 use slots::{Key, Slots};
 use std::cmp::Reverse;
@@ -81,6 +84,8 @@ struct Worker {
     lanes: Slots<LaneSlot>,
     pods: Slots<PodSlot>,
     lane_keys: HashMap<(NodeName, u16), Key>,
+    /// Lanes whose link can be polled.
+    pollable: Vec<Key>,
     /// The same-node pair: streams are opened on the first and arrive on the second.
     twins: Option<(Key, Key)>,
     pod_keys: HashMap<Arc<str>, Key>,
@@ -98,6 +103,8 @@ struct Worker {
     distrusted: HashSet<NodeName>,
     next_handoff_id: u32,
     now: Instant,
+    /// When to look at the RDMA device next, while one is in use.
+    look_at: Option<Instant>,
     stop_at: Option<Instant>,
     stopped: bool,
 }
@@ -164,6 +171,7 @@ impl Worker {
             lanes: Slots::new(),
             pods: Slots::new(),
             lane_keys: HashMap::new(),
+            pollable: Vec::new(),
             twins: None,
             pod_keys: HashMap::new(),
             to_read: VecDeque::new(),
@@ -175,6 +183,7 @@ impl Worker {
             messages: Vec::new(),
             next_handoff_id: 0,
             now: Instant::now(),
+            look_at: None,
             stop_at: None,
             stopped: false,
         })
@@ -183,14 +192,16 @@ impl Worker {
     /// Pends only with a ring; without one it blocks in the engine.
     async fn run(mut self) -> io::Result<()> {
         let mut events = Vec::new();
-        let mut last_busy = self.now;
+        let mut spin = Spin::new(&self.config, self.now);
         while !self.stopped {
-            let timeout = self.next_wait(last_busy);
+            let working = self.has_work();
+            let spinning = !working && spin.wanted(self.now);
+            let found = spinning && self.poll_links();
+            let timeout = if working || spinning { Some(Duration::ZERO) } else { self.next_wait() };
             self.engine.wait(timeout, &mut events).await?;
             self.now = Instant::now();
-            if !events.is_empty() {
-                last_busy = self.now;
-            }
+            let busy = working || found || !events.is_empty();
+            spin.looked(self.now, !spinning, busy);
             for event in events.drain(..) {
                 self.dispatch(event);
             }
@@ -199,18 +210,15 @@ impl Worker {
         Ok(())
     }
 
-    /// How long to wait for events: not at all while there is work, or while polling pays.
-    fn next_wait(&self, last_busy: Instant) -> Option<Duration> {
-        if !self.to_read.is_empty() || !self.to_serve.is_empty() {
-            return Some(Duration::ZERO);
-        }
-        let spin = Duration::from_micros(self.config.polling_spin_us);
-        if self.config.polling == Polling::Adaptive && last_busy.elapsed() < spin {
-            return Some(Duration::ZERO);
-        }
+    fn has_work(&self) -> bool {
+        !self.to_read.is_empty() || !self.to_serve.is_empty()
+    }
+
+    /// How long to sleep when no event comes.
+    fn next_wait(&self) -> Option<Duration> {
         let mut next = self.timers.peek().map(|Reverse((at, _, _))| *at);
-        if let Some(stop_at) = self.stop_at {
-            next = Some(next.map_or(stop_at, |at| at.min(stop_at)));
+        for other in [self.stop_at, self.look_at].into_iter().flatten() {
+            next = Some(next.map_or(other, |at| at.min(other)));
         }
         if !self.starved.is_empty() || !self.unsent.is_empty() {
             let soon = self.now + Duration::from_millis(1);
@@ -240,6 +248,7 @@ impl Worker {
         self.write_streams();
         self.expire();
         self.watchdog.rest(self.now);
+        self.look_at_device();
         self.send_requests();
         self.publish();
     }

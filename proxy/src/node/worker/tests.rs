@@ -8,7 +8,7 @@ use crate::handoff::{Channel, DialFailure, HandoffError, ToNode, ToSidecar};
 use crate::metrics::{NodeMetrics, WorkerMetrics};
 use crate::node::messages::{Command, Mailbox, Request, Side};
 use arc_swap::ArcSwap;
-use rdmesh_config::{DirectoryFile, Node, NodeEntry, PodEntry};
+use rdmesh_config::{DirectoryFile, Node, NodeEntry, PodEntry, Timeouts};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -31,7 +31,7 @@ struct End {
 }
 
 impl End {
-    fn start(name: &str) -> Self {
+    fn start(name: &str, timeouts: Timeouts) -> Self {
         let file = DirectoryFile {
             nodes: ["a", "b"]
                 .iter()
@@ -57,7 +57,7 @@ impl End {
         let (sender, requests) = mpsc::channel(64);
         let setup = Setup {
             index: 0,
-            config: Node { name: name.into(), ..Node::default() },
+            config: Node { name: name.into(), timeouts, ..Node::default() },
             directory: Arc::clone(&directory),
             mailbox: mailbox.clone(),
             requests: sender,
@@ -155,7 +155,11 @@ fn serve_dials(mut channel: Channel) {
 
 impl Rig {
     fn new() -> Self {
-        let (a, b) = (End::start("a"), End::start("b"));
+        Self::with(&Timeouts::default())
+    }
+
+    fn with(timeouts: &Timeouts) -> Self {
+        let [a, b] = ["a", "b"].map(|name| End::start(name, timeouts.clone()));
         let client_sidecar = a.sidecar("uid-a");
         let server_sidecar = b.sidecar("uid-b");
         spawn(move || serve_dials(server_sidecar));
@@ -355,4 +359,31 @@ fn a_peer_that_drained_and_went_is_asked_for_again() {
         assert!(Instant::now() < deadline, "no link was asked for");
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn an_idle_lane_gives_its_link_back_and_gets_another() {
+    let mut rig = Rig::with(&Timeouts { lane_idle_ms: 500, ..Timeouts::default() });
+    let (listener, address) = server();
+    let client = rig.connect(address);
+    let served = listener.accept().unwrap();
+    drop((client, served));
+    let need = Request::NeedLane { peer: "b".into(), lane: 0 };
+    // Neither end misses the link: it is no failover.
+    for (end, peer) in [(&mut rig.a, "b"), (&mut rig.b, "a")] {
+        let idle = Request::LaneIdle { peer: peer.into(), lane: 0 };
+        let mut told = end.requests.blocking_recv();
+        if told.as_ref() == Some(&need) {
+            // The first open crossed the first link.
+            told = end.requests.blocking_recv();
+        }
+        assert_eq!(told, Some(idle));
+    }
+    let mut client = rig.hand_over(address);
+    assert_eq!(rig.a.requests.blocking_recv(), Some(need));
+    rig.link();
+    client.write_all(b"again").unwrap();
+    let mut got = [0; 5];
+    listener.accept().unwrap().0.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"again");
 }

@@ -8,7 +8,7 @@ use std::fs;
 use std::mem::MaybeUninit;
 use std::net::Ipv6Addr;
 use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::rc::Rc;
 
@@ -17,6 +17,8 @@ pub struct Device {
     pub(super) context: NonNull<ib::ibv_context>,
     pub(super) domain: NonNull<ib::ibv_pd>,
     name: String,
+    /// Of the character device that this is open through: `uverbs0`.
+    node: String,
     limits: Limits,
 }
 
@@ -101,7 +103,17 @@ impl Device {
         // SAFETY: the context is open.
         let domain = unsafe { ib::ibv_alloc_pd(context.as_ptr()) };
         let domain = NonNull::new(domain).ok_or_else(|| close(Error::last("ibv_alloc_pd")))?;
-        Ok(Rc::new(Self { context, domain, name: name.to_owned(), limits }))
+        // SAFETY: the context is open and so its device is listed; the name in it ends with a zero.
+        let node = unsafe { CStr::from_ptr((*(*context.as_ptr()).device).dev_name.as_ptr()) };
+        let node = node.to_string_lossy().into_owned();
+        Ok(Rc::new(Self { context, domain, name: name.to_owned(), node, limits }))
+    }
+
+    /// Whether the kernel still has it. A driver that cannot take a device away from its users
+    /// tells them nothing: the removal waits until the last of them has closed it.
+    #[must_use]
+    pub fn present(&self) -> bool {
+        Path::new("/sys/class/infiniband_verbs").join(&self.node).exists()
     }
 
     #[must_use]

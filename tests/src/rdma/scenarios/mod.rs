@@ -15,6 +15,7 @@ pub struct Scenario {
     pub fabric: Fabric,
     pub ipv6: bool,
     pub workers: u32,
+    pub lane_idle_ms: Option<u64>,
     /// Whether every byte of the scenario must be on verbs, and none passes through.
     pub all_on_verbs: bool,
     /// Answers with the reason when it could not be run.
@@ -27,34 +28,37 @@ impl Scenario {
         let mut setting = Setting::new(self.fabric);
         setting.ipv6 = self.ipv6;
         setting.workers = self.workers;
+        setting.lane_idle_ms = self.lane_idle_ms;
         setting
     }
 }
 
 pub const FORCED: Fabric = Fabric::Verbs;
 
+type Run = fn(&mut Cluster) -> Result<Option<String>>;
+
 /// With verbs forced: tcp is no way out.
-const fn forced(name: &'static str, run: fn(&mut Cluster) -> Result<Option<String>>) -> Scenario {
-    Scenario { name, fabric: FORCED, ipv6: false, workers: 1, all_on_verbs: true, run }
+const fn forced(name: &'static str, run: Run) -> Scenario {
+    let fabric = FORCED;
+    Scenario { name, fabric, ipv6: false, workers: 1, lane_idle_ms: None, all_on_verbs: true, run }
 }
 
-const fn over_ipv6(
-    name: &'static str,
-    run: fn(&mut Cluster) -> Result<Option<String>>,
-) -> Scenario {
-    Scenario { name, fabric: FORCED, ipv6: true, workers: 1, all_on_verbs: true, run }
+const fn over_ipv6(name: &'static str, run: Run) -> Scenario {
+    Scenario { ipv6: true, ..forced(name, run) }
 }
 
-const fn two_workers(
-    name: &'static str,
-    run: fn(&mut Cluster) -> Result<Option<String>>,
-) -> Scenario {
-    Scenario { name, fabric: FORCED, ipv6: false, workers: 2, all_on_verbs: true, run }
+const fn two_workers(name: &'static str, run: Run) -> Scenario {
+    Scenario { workers: 2, ..forced(name, run) }
+}
+
+/// Lanes are idle soon.
+const fn short_idle(name: &'static str, run: Run) -> Scenario {
+    Scenario { lane_idle_ms: Some(3_000), ..forced(name, run) }
 }
 
 /// With `fabric: auto`: verbs, and tcp while there is none.
-const fn auto(name: &'static str, run: fn(&mut Cluster) -> Result<Option<String>>) -> Scenario {
-    Scenario { name, fabric: Fabric::Auto, ipv6: false, workers: 1, all_on_verbs: false, run }
+const fn auto(name: &'static str, run: Run) -> Scenario {
+    Scenario { fabric: Fabric::Auto, all_on_verbs: false, ..forced(name, run) }
 }
 
 pub const ALL: &[Scenario] = &[
@@ -76,6 +80,7 @@ pub const ALL: &[Scenario] = &[
     over_ipv6("payloads over an IPv6 underlay", semantics::payloads),
     over_ipv6("64 MiB both ways over an IPv6 underlay", semantics::bulk),
     two_workers("1,000 streams on two queue pairs of two workers", load::thousand_streams),
+    short_idle("an idle lane gives its queue pair back", load::idle_lane),
     auto("the RDMA device is removed amid 64 MiB", failover::device_removed),
     auto("the interface is down for 2 s amid 64 MiB", failover::interface_down),
     auto("the queue pair fails amid 64 MiB", failover::queue_pair_error),
