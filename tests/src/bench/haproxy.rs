@@ -2,7 +2,7 @@
 //! node, which takes the client's connections inside the client's pod and makes the server's
 //! inside the server's pod.
 //!
-//! Nothing redirects here: the client is told HAProxy's own ports on its loopback.
+//! By itself nothing redirects here: the client is told HAProxy's own ports on its loopback.
 
 use crate::{Lab, process::Process, topology};
 use anyhow::{Context, Result};
@@ -55,6 +55,23 @@ pub fn start(lab: &Lab, ports: &[u16], tls: bool) -> Result<Vec<Process>> {
         all.push(process);
     }
     Ok(all)
+}
+
+/// Redirects what the client pod sends to the server's ports to the same ports of its loopback.
+pub fn redirect(lab: &Lab, ports: &[u16]) -> Result<()> {
+    let server = lab.pod("server").v4;
+    let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+    let rules = format!(
+        "add table ip bench; \
+         add chain ip bench output {{ type nat hook output priority -100; }}; \
+         add rule ip bench output ip daddr {server} tcp dport {{ {} }} redirect",
+        ports.join(", ")
+    );
+    let mut command = Command::new(workload::program("nft"));
+    command.arg(rules);
+    let client = &lab.pod("client").netns;
+    lab.run(client, &mut command, Duration::from_secs(10)).context("redirect to HAProxy")?;
+    Ok(())
 }
 
 /// One thread, as rdmesh has one worker; everything else as HAProxy comes.
