@@ -12,6 +12,7 @@ pub mod kube;
 pub mod payload;
 pub mod rdma;
 pub mod sockets;
+pub mod suite;
 
 pub use payload::Pattern;
 pub use rdmesh_config as config;

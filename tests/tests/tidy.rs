@@ -11,8 +11,9 @@ use std::process::Command;
 /// The rooms of `proxy/src`, and the other rooms that each may use. ARCHITECTURE.md has the same table.
 const ROOMS: &[(&str, &[&str])] = &[
     ("admin", &["metrics"]),
+    ("bench", &["fabric", "mux", SYS]),
     ("capture", &[SYS]),
-    ("cmd", &["admin", "capture", "demo", "metrics", "node", "sidecar", "trust"]),
+    ("cmd", &["admin", "bench", "capture", "demo", "metrics", "node", "sidecar", "trust"]),
     ("demo", &[]),
     ("directory", &["metrics"]),
     ("fabric", &["mux", SYS]),

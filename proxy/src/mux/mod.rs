@@ -11,6 +11,7 @@
 //! feed what arrived ([`Lane::on_message`]), say what was reposted ([`Lane::grant`]), take events
 //! until there are none, take messages until there are none, sleep until [`Lane::poll_timeout`].
 
+mod blank;
 mod budget;
 mod config;
 pub mod fuzz;
@@ -27,6 +28,7 @@ mod unacked;
 mod windows;
 mod wire;
 
+pub use blank::Blank;
 pub use budget::Budget;
 pub use config::LaneConfig;
 pub use lane::Lane;

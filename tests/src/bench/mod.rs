@@ -2,7 +2,7 @@
 //!
 //! What it does not do: judge. It prints figures and ratios.
 
-mod haproxy;
+pub(crate) mod haproxy;
 mod meter;
 mod path;
 mod table;

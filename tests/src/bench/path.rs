@@ -71,7 +71,7 @@ impl Testbed {
         let mut haproxies = Vec::new();
         match kind {
             PathKind::Direct => {}
-            PathKind::Haproxy => haproxies = haproxy::start(&lab, &ports)?,
+            PathKind::Haproxy => haproxies = haproxy::start(&lab, &ports, false)?,
             PathKind::Plain | PathKind::Tls => {
                 lab.configure(|config| {
                     config.node.encrypt = kind == PathKind::Tls;
