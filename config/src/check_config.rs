@@ -36,6 +36,7 @@ macro_rules! range {
 
 const MINUTE_MS: u64 = 60_000;
 const HOUR_MS: u64 = 60 * MINUTE_MS;
+const YEAR_S: u64 = 365 * 86_400;
 
 /// Every number of the schema that is not a list's. The commented example shows the same ranges; a test compares.
 static RANGES: &[Range] = &[
@@ -84,6 +85,9 @@ static RANGES: &[Range] = &[
     range!(node.timeouts.reconnect_backoff_max_ms, 1, 10 * MINUTE_MS),
     range!(node.timeouts.drain_ms, 0, HOUR_MS),
     // Never root: the API server would refuse the pod.
+    range!(injector.authority.ca_lifetime_s, 30, 20 * YEAR_S),
+    range!(injector.authority.serving_lifetime_s, 5, YEAR_S),
+    range!(injector.authority.node_lifetime_s, 5, YEAR_S),
     range!(injector.proxy_uid, 1, 0x7fff_ffff),
 ];
 

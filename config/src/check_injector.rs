@@ -8,6 +8,8 @@ use crate::quantity::Quantity;
 use crate::schema::{Config, Injector};
 
 const IMAGE_BYTES_MAX: usize = 1024;
+/// The next CA is made at half of the time, is told for a while, and only then signs.
+const LIFETIMES_OF_CA: u64 = 6;
 
 pub(crate) fn check(config: &Config, found: &mut Vec<Finding>) {
     let injector = &config.injector;
@@ -36,6 +38,14 @@ pub(crate) fn check(config: &Config, found: &mut Vec<Finding>) {
         if !(is_dns_name(name) || may_be_empty && name.is_empty()) {
             found.push(finding(keys(&format!("injector.authority.{key}")), DNS_NAME));
         }
+    }
+    let shorter = authority.serving_lifetime_s.max(authority.node_lifetime_s);
+    if authority.ca_lifetime_s < LIFETIMES_OF_CA.saturating_mul(shorter) {
+        let problem = format!(
+            "must be at least {LIFETIMES_OF_CA} times serving_lifetime_s and node_lifetime_s: no certificate may \
+             outlive its authority"
+        );
+        found.push(finding(keys("injector.authority.ca_lifetime_s"), problem));
     }
     let image = &injector.image;
     if image.len() > IMAGE_BYTES_MAX || image.contains(|c: char| !c.is_ascii_graphic()) {

@@ -257,6 +257,12 @@ pub struct Authority {
     pub webhook: String,
     /// The service account of the node proxies.
     pub node_account: String,
+    /// What the authority's own certificate is good for; another is made at half of it.
+    pub ca_lifetime_s: u64,
+    /// The serving certificate; renewed at a third.
+    pub serving_lifetime_s: u64,
+    /// The node proxies' certificates; renewed at a third.
+    pub node_lifetime_s: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -492,6 +498,8 @@ impl Default for Injector {
     }
 }
 
+const DAY_S: u64 = 86_400;
+
 impl Default for Authority {
     fn default() -> Self {
         Self {
@@ -500,6 +508,9 @@ impl Default for Authority {
             service: "rdmesh-injector".into(),
             webhook: "rdmesh-injector".into(),
             node_account: "rdmesh-node".into(),
+            ca_lifetime_s: 3650 * DAY_S,
+            serving_lifetime_s: 90 * DAY_S,
+            node_lifetime_s: DAY_S,
         }
     }
 }

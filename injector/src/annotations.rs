@@ -46,14 +46,25 @@ impl fmt::Display for Fault {
     }
 }
 
-/// The value, short enough for a message.
+/// The value, short enough for a message, on one line.
 #[must_use]
 pub fn shorten(value: &str) -> String {
-    let mut shown: String = value.chars().take(SHOWN_CHARS_MAX).collect();
-    if shown.len() < value.len() {
-        shown.push('…');
+    let mut shown = value.chars();
+    let mut text: String = shown.by_ref().take(SHOWN_CHARS_MAX).map(plain).collect();
+    if shown.next().is_some() {
+        text.push('…');
     }
-    shown
+    text
+}
+
+/// For logs: nothing in it can pass for a line of its own or move a terminal's cursor.
+#[must_use]
+pub fn printable(value: &str) -> String {
+    value.chars().map(plain).collect()
+}
+
+fn plain(c: char) -> char {
+    if c.is_control() { '\u{fffd}' } else { c }
 }
 
 type Reader = fn(&mut Overrides, &str) -> Result<(), String>;
@@ -213,6 +224,15 @@ mod tests {
             assert!(text.len() < 400, "{text}");
         }
         assert_eq!(read_one("proxy-cpu", json!(1)).unwrap_err()[0].allowed, "a string");
+    }
+
+    #[test]
+    fn what_is_shown_is_one_short_line() {
+        assert_eq!(shorten("a\nb\u{1b}[2J"), "a\u{fffd}b\u{fffd}[2J");
+        let exact = "ä".repeat(SHOWN_CHARS_MAX);
+        assert_eq!(shorten(&exact), exact);
+        assert_eq!(shorten(&format!("{exact}x")), format!("{exact}…"));
+        assert_eq!(printable("x\r\ny"), "x\u{fffd}\u{fffd}y");
     }
 
     #[test]

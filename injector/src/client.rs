@@ -37,6 +37,8 @@ pub struct Endpoint {
 #[derive(Clone)]
 pub struct Fetched {
     pub node: String,
+    /// When to fetch another.
+    pub renew_after: Duration,
     certificate: String,
     key: String,
     ca: String,
@@ -89,7 +91,8 @@ async fn fetch_untimed(endpoint: &Endpoint) -> Result<Fetched, String> {
     }
     let made: NodeResponse =
         serde_json::from_slice(&body).map_err(|error| format!("the answer is foul: {error}"))?;
-    Ok(Fetched { node: made.node, certificate: made.certificate, key, ca: made.ca })
+    let renew_after = Duration::from_secs(made.renew_after_s);
+    Ok(Fetched { node: made.node, renew_after, certificate: made.certificate, key, ca: made.ca })
 }
 
 async fn send(
@@ -102,8 +105,10 @@ async fn send(
         move |error: &dyn std::fmt::Display| format!("{address}: {what}: {error}")
     };
     let mut roots = RootCertStore::empty();
-    let ca = CertificateDer::from_pem_slice(ca.as_bytes()).map_err(|e| wrong("the CA")(&e))?;
-    roots.add(ca).map_err(|e| wrong("the CA")(&e))?;
+    // All of them: while the authority is replaced there are two.
+    for ca in CertificateDer::pem_slice_iter(ca.as_bytes()) {
+        roots.add(ca.map_err(|e| wrong("the CA")(&e))?).map_err(|e| wrong("the CA")(&e))?;
+    }
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| wrong("TLS")(&e))?

@@ -4,7 +4,7 @@
 
 use crate::review::Outcome;
 use prometheus::core::Collector;
-use prometheus::{Histogram, HistogramOpts, IntCounterVec, Opts};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts};
 use std::time::Duration;
 
 /// From what a cached answer takes to what an API server waits for.
@@ -16,6 +16,7 @@ const BOUNDS: [f64; 11] =
 pub struct Metrics {
     admissions: IntCounterVec,
     seconds: Histogram,
+    authority_failures: IntCounter,
 }
 
 impl Metrics {
@@ -33,7 +34,11 @@ impl Metrics {
             "Time for an admission, from the end of its request to its answer.",
         );
         let seconds = Histogram::with_opts(seconds.buckets(BOUNDS.to_vec()))?;
-        Ok(Self { admissions, seconds })
+        let authority_failures = IntCounter::new(
+            "rdmesh_injector_authority_failures_total",
+            "Looks at the certificate authority that failed.",
+        )?;
+        Ok(Self { admissions, seconds, authority_failures })
     }
 
     pub fn count(&self, outcome: Outcome, took: Duration) {
@@ -41,8 +46,16 @@ impl Metrics {
         self.seconds.observe(took.as_secs_f64());
     }
 
+    pub fn authority_failed(&self) {
+        self.authority_failures.inc();
+    }
+
     #[must_use]
     pub fn collectors(&self) -> Vec<Box<dyn Collector>> {
-        vec![Box::new(self.admissions.clone()), Box::new(self.seconds.clone())]
+        vec![
+            Box::new(self.admissions.clone()),
+            Box::new(self.seconds.clone()),
+            Box::new(self.authority_failures.clone()),
+        ]
     }
 }

@@ -120,3 +120,23 @@ fn pods_of_any_shape_get_an_answer() {
         assert!(matches!(outcome, Outcome::Injected | Outcome::Rejected), "{object} {answer:?}");
     }
 }
+
+#[test]
+fn more_than_a_pod_can_mean_is_not_read() {
+    let maps = "{},".repeat(CONTAINERS_MAX);
+    for (body, bounded) in [
+        (format!("[{maps}0]"), false),
+        (format!("[{}0]", "0,".repeat(COMMAS_MAX + 1)), false),
+        (format!("[{}0]", "0,".repeat(COMMAS_MAX)), true),
+        // What is in a string is no structure, wherever the string seems to end.
+        (format!("[\"{maps}{maps}\"]"), true),
+        (format!("[\"\\\"{maps}{maps}\"]"), true),
+        (format!("[\"\\\\\",{maps}{maps}0]"), false),
+    ] {
+        assert_eq!(super::bounded(body.as_bytes()).is_ok(), bounded, "{}", &body[..20]);
+    }
+    let template = Template::built_in().unwrap();
+    let body = format!("[{maps}0]");
+    let fault = review(body.as_bytes(), Scope::Pod, &template, &crate::testing::settings("{}"));
+    assert!(fault.unwrap_err().contains("more than"));
+}

@@ -1,8 +1,12 @@
 //! The chart: linted, rendered under several sets of values, every object read strictly, and what it renders
-//! for the programs read by them. Needs helm (`make tools`).
+//! for the programs read by them; the alerts tried by promtool. Needs helm (`make tools`) and promtool (Debian's
+//! `prometheus`).
 
 mod common;
 
+use common::chart::{helm, render, root};
+use common::client::{Client, pod};
+use common::injector::{SOON, start};
 use common::strict;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
@@ -14,9 +18,10 @@ use rdmesh_config::{Config, read_documents};
 use rdmesh_injector::annotations::Overrides;
 use rdmesh_injector::settings::Settings;
 use rdmesh_injector::template::Template;
+use rdmesh_proxy::trust::Ca;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::io::Write;
+use std::process::{Command, Stdio};
 
 const SETS: [&str; 6] = [
     "",
@@ -29,41 +34,6 @@ const SETS: [&str; 6] = [
     "sidecar.config.capture.exclude_outbound_ports={25},sidecar.config.sidecar.connections_max=100,\
      node.config.workers=4,node.config.encrypt=false,logFormat=text,sidecar.cpuLimit=",
 ];
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
-
-fn helm(arguments: &[&str]) -> Output {
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    let own = target.join("tools/bin/helm");
-    let program = if own.exists() { own } else { "helm".into() };
-    Command::new(&program)
-        .args(arguments)
-        .current_dir(root())
-        .output()
-        .unwrap_or_else(|error| panic!("{}: {error}; `make tools` brings helm", program.display()))
-}
-
-fn render(set: &str) -> Vec<Value> {
-    let output = helm(&[
-        "template",
-        "rdmesh",
-        "charts/rdmesh",
-        "--namespace",
-        "rdmesh-system",
-        "--set",
-        set,
-    ]);
-    assert!(output.status.success(), "{set}: {}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).unwrap();
-    read_documents::<Value>(&text, set)
-        .unwrap()
-        .into_iter()
-        .filter(|value| !value.is_null())
-        .collect()
-}
 
 fn check(object: &Value, title: &str) {
     let kind = object["kind"].as_str().unwrap();
@@ -197,4 +167,69 @@ fn rules_and_dashboard_name_metrics_that_exist() {
         }
         assert!(found > 5);
     }
+}
+
+/// What promtool has to say; nothing is good.
+fn promtool(arguments: &[&str], stdin: &[u8]) -> Result<(), String> {
+    let mut child = Command::new("promtool")
+        .args(arguments)
+        .current_dir(root())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("promtool: {error}; `make setup` installs it"));
+    let _ = child.stdin.take().unwrap().write_all(stdin);
+    let output = child.wait_with_output().unwrap();
+    if output.status.success() {
+        return Ok(());
+    }
+    let [told, more] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    Err(format!("{told}{more}"))
+}
+
+#[test]
+fn the_alerts_fire_when_they_should() {
+    promtool(&["check", "rules", "--lint-fatal", "charts/rdmesh/files/rules.yaml"], b"").unwrap();
+    promtool(&["test", "rules", "injector/tests/chart/rules_test.yaml"], b"").unwrap();
+    let rules = std::fs::read_to_string(root().join("charts/rdmesh/files/rules.yaml")).unwrap();
+    let tests =
+        std::fs::read_to_string(root().join("injector/tests/chart/rules_test.yaml")).unwrap();
+    for (_, rest) in
+        rules.match_indices("alert: ").map(|(at, found)| rules.split_at(at + found.len()))
+    {
+        let name = rest.lines().next().unwrap();
+        assert!(tests.matches(&format!("alertname: {name}")).count() >= 2, "{name} has no tests");
+    }
+}
+
+/// A label's value that does not exist makes an alert that never fires, or always.
+#[test]
+fn rules_name_labels_that_exist() {
+    let rules = std::fs::read_to_string(root().join("charts/rdmesh/files/rules.yaml")).unwrap();
+    let sources = ["proxy/src/metrics/labels.rs", "injector/src/review.rs"]
+        .map(|file| std::fs::read_to_string(root().join(file)).unwrap())
+        .join("");
+    let mut found = 0;
+    for operator in ["=\"", "=~\"", "!~\""] {
+        for (at, _) in rules.match_indices(operator) {
+            let (values, _) = rules[at + operator.len()..].split_once('"').unwrap();
+            for value in values.split('|') {
+                assert!(sources.contains(&format!("\"{value}\"")), "{value}");
+                found += 1;
+            }
+        }
+    }
+    assert!(found >= 4, "{found}");
+}
+
+#[tokio::test]
+async fn prometheus_takes_the_metrics_of_the_injector() {
+    let ca = Ca::generate().unwrap();
+    let injector = start(&ca, "promtool").await;
+    let (mut client, _) = Client::connect(ca.cert_pem(), injector.listen).await.unwrap();
+    client.review("/inject/namespace", &pod()).await;
+    let metrics = rdmesh_proxy::admin::get(injector.admin, "/metrics", SOON).await.unwrap();
+    promtool(&["check", "metrics"], &metrics).unwrap();
+    assert!(promtool(&["check", "metrics"], b"rdmesh_wrong_total 1\n").is_err(), "it says nothing");
 }

@@ -2,148 +2,18 @@
 
 mod common;
 
-use http_body_util::{BodyExt, Full};
-use hyper::body::Bytes;
-use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
+use common::client::{Client, pod};
+use common::injector::{SOON, metric, start, write_certificate};
+use hyper::StatusCode;
 use rdmesh_proxy::trust::Ca;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
-use serde_json::{Value, json};
-use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
-use std::sync::Arc;
+use serde_json::json;
 use std::time::{Duration, Instant};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-
-const NAME: &str = "rdmesh-injector.rdmesh-system.svc";
-const SOON: Duration = Duration::from_secs(20);
-
-struct Injector {
-    child: Child,
-    dir: PathBuf,
-    listen: SocketAddr,
-    admin: SocketAddr,
-}
-
-impl Drop for Injector {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.dir);
-    }
-}
-
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
-fn write_certificate(ca: &Ca, dir: &Path) {
-    let made = ca.issue(NAME, 30).unwrap();
-    std::fs::write(dir.join("tls.key"), made.key_pem).unwrap();
-    std::fs::write(dir.join("tls.crt"), made.cert_pem).unwrap();
-}
-
-async fn start(ca: &Ca, name: &str) -> Injector {
-    let dir = std::env::temp_dir().join(format!("rdmesh-injector-{}-{name}", std::process::id()));
-    std::fs::create_dir_all(&dir).unwrap();
-    write_certificate(ca, &dir);
-    let (listen, admin) = (free(), free());
-    let shown = dir.display();
-    let config = format!(
-        "log: {{level: warn}}\ninjector: {{listen: \"{listen}\", admin: \"{admin}\", cert: {shown}/tls.crt, \
-         key: {shown}/tls.key, image: example.org/rdmesh:test}}\n"
-    );
-    std::fs::write(dir.join("config.yaml"), config).unwrap();
-    let child = Command::new(env!("CARGO_BIN_EXE_rdmesh-injector"))
-        .args(["serve", "--config"])
-        .arg(dir.join("config.yaml"))
-        .spawn()
-        .unwrap();
-    let injector = Injector { child, dir, listen, admin };
-    let start = Instant::now();
-    while rdmesh_proxy::admin::get(admin, "/readyz", SOON).await.is_err() {
-        assert!(start.elapsed() < SOON, "not ready");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    injector
-}
-
-struct Client {
-    sender: hyper::client::conn::http1::SendRequest<Full<Bytes>>,
-}
-
-impl Client {
-    async fn connect(ca: &Ca, addr: SocketAddr) -> Result<(Self, Vec<u8>), String> {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(ca.cert_pem().as_bytes()).unwrap()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let stream = TcpStream::connect(addr).await.map_err(|e| e.to_string())?;
-        let name = ServerName::try_from(NAME).unwrap();
-        let connector = TlsConnector::from(Arc::new(config));
-        let stream = connector.connect(name, stream).await.map_err(|e| e.to_string())?;
-        let shown = stream.get_ref().1.peer_certificates().unwrap()[0].to_vec();
-        let (sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-        tokio::spawn(connection);
-        Ok((Self { sender }, shown))
-    }
-
-    async fn post(&mut self, path: &str, body: impl Into<Bytes>) -> (StatusCode, Bytes) {
-        let request = Request::post(path)
-            .header("host", NAME)
-            .header("content-type", "application/json")
-            .body(Full::new(body.into()))
-            .unwrap();
-        let answer = self.sender.send_request(request).await.unwrap();
-        let status = answer.status();
-        (status, answer.into_body().collect().await.unwrap().to_bytes())
-    }
-
-    async fn review(&mut self, path: &str, pod: &Value) -> Value {
-        let (status, body) = self.post(path, review(pod)).await;
-        assert_eq!(status, StatusCode::OK, "{body:?}");
-        serde_json::from_slice(&body).unwrap()
-    }
-}
-
-fn review(pod: &Value) -> String {
-    json!({
-        "apiVersion": "admission.k8s.io/v1",
-        "kind": "AdmissionReview",
-        "request": {
-            "uid": "u1", "kind": {"group": "", "version": "v1", "kind": "Pod"}, "namespace": "shop",
-            "operation": "CREATE", "object": pod,
-        }
-    })
-    .to_string()
-}
-
-fn pod() -> Value {
-    json!({"metadata": {"name": "web"}, "spec": {"containers": [{"name": "web", "image": "web"}]}})
-}
-
-async fn metric(admin: SocketAddr, series: &str) -> f64 {
-    let text = rdmesh_proxy::admin::get(admin, "/metrics", SOON).await.unwrap();
-    let text = String::from_utf8(text).unwrap();
-    let line =
-        text.lines().find_map(|line| line.strip_prefix(series)).unwrap_or_else(|| panic!("{text}"));
-    line.trim().parse().unwrap()
-}
 
 #[tokio::test]
 async fn admissions_over_https() {
     let ca = Ca::generate().unwrap();
     let injector = start(&ca, "admissions").await;
-    let (mut client, _) = Client::connect(&ca, injector.listen).await.unwrap();
+    let (mut client, _) = Client::connect(ca.cert_pem(), injector.listen).await.unwrap();
     let answer = client.review("/inject/namespace", &pod()).await;
     let response = &answer["response"];
     assert_eq!((response["uid"].as_str(), response["allowed"].as_bool()), (Some("u1"), Some(true)));
@@ -170,24 +40,72 @@ async fn admissions_over_https() {
 async fn a_body_that_is_too_large_is_refused() {
     let ca = Ca::generate().unwrap();
     let injector = start(&ca, "large").await;
-    let (mut client, _) = Client::connect(&ca, injector.listen).await.unwrap();
+    let (mut client, _) = Client::connect(ca.cert_pem(), injector.listen).await.unwrap();
     let body = vec![b' '; rdmesh_injector::review::REVIEW_BYTES_MAX + 1];
     assert_eq!(client.post("/inject/namespace", body).await.0, StatusCode::PAYLOAD_TOO_LARGE);
-    let (mut client, _) = Client::connect(&ca, injector.listen).await.unwrap();
+    let (mut client, _) = Client::connect(ca.cert_pem(), injector.listen).await.unwrap();
     client.review("/inject/namespace", &pod()).await;
+}
+
+/// Bodies that are small on the wire and large when they are read, many at a time, and nobody waits for the answers:
+/// the process stays within the memory that the chart gives it.
+#[tokio::test]
+async fn bodies_made_to_fill_the_memory_do_not() {
+    let ca = Ca::generate().unwrap();
+    let injector = start(&ca, "hostile").await;
+    let size = rdmesh_injector::review::REVIEW_BYTES_MAX - 1000;
+    let keys: String = (0..size / 12).map(|key| format!("\"{key:07}\":0,")).collect();
+    // Besides those that go beyond what a review may hold, some that do not.
+    let within = format!("[{}\"{}\"]", "{\"\":0},".repeat(19_000), "x".repeat(size - 150_000));
+    let shapes = [
+        within,
+        format!("[{}0]", "0,".repeat(size / 2)),
+        format!("[{}[]]", "[],".repeat(size / 3)),
+        format!("[{}{{}}]", "{\"\":0},".repeat(size / 8)),
+        format!("{{{keys}\"x\":0}}"),
+    ];
+    let mut running = tokio::task::JoinSet::new();
+    for number in 0..24 {
+        let body = format!(
+            "{{\"apiVersion\":\"admission.k8s.io/v1\",\"kind\":\"AdmissionReview\",\"request\":{{\"uid\":\"u\",\
+             \"kind\":{{\"version\":\"v1\",\"kind\":\"Pod\"}},\"operation\":\"CREATE\",\"object\":{}}}}}",
+            shapes[number % shapes.len()]
+        );
+        let (mut client, _) = Client::connect(ca.cert_pem(), injector.listen).await.unwrap();
+        running.spawn(async move {
+            let post = client.post("/inject/namespace", body);
+            let patience = if number % 2 == 0 { SOON } else { Duration::from_millis(200) };
+            tokio::time::timeout(patience, post).await.ok()
+        });
+    }
+    let mut answered = 0;
+    while let Some(answer) = running.join_next().await {
+        if let Some((status, body)) = answer.unwrap() {
+            assert!(status.is_success() || status.is_client_error(), "{status} {body:?}");
+            answered += usize::from(status == StatusCode::OK);
+        }
+    }
+    assert!(answered > 0, "none was read");
+    let (mut client, _) = Client::connect(ca.cert_pem(), injector.listen).await.unwrap();
+    client.review("/inject/namespace", &pod()).await;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", injector.child.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak_kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    println!("peak {} MiB", peak_kib >> 10);
+    assert!(peak_kib < 128 << 10, "{peak_kib} KiB");
 }
 
 #[tokio::test]
 async fn a_changed_certificate_is_taken_up_and_no_admission_fails() {
     let ca = Ca::generate().unwrap();
     let injector = start(&ca, "rotation").await;
-    let (mut old, first) = Client::connect(&ca, injector.listen).await.unwrap();
+    let (mut old, first) = Client::connect(ca.cert_pem(), injector.listen).await.unwrap();
     // A key without its certificate is what a reader may see in the middle of a change.
     std::fs::write(injector.dir.join("tls.key"), "half").unwrap();
     write_certificate(&ca, &injector.dir);
     let start = Instant::now();
     loop {
-        let (mut client, shown) = Client::connect(&ca, injector.listen).await.unwrap();
+        let (mut client, shown) = Client::connect(ca.cert_pem(), injector.listen).await.unwrap();
         client.review("/inject/namespace", &pod()).await;
         old.review("/inject/namespace", &pod()).await;
         if shown != first {
@@ -196,8 +114,8 @@ async fn a_changed_certificate_is_taken_up_and_no_admission_fails() {
         assert!(start.elapsed() < SOON, "the old certificate is still shown");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let (mut client, _) = Client::connect(&ca, injector.listen).await.unwrap();
+    let (mut client, _) = Client::connect(ca.cert_pem(), injector.listen).await.unwrap();
     client.review("/inject/namespace", &pod()).await;
     let stranger = Ca::generate().unwrap();
-    assert!(Client::connect(&stranger, injector.listen).await.is_err());
+    assert!(Client::connect(stranger.cert_pem(), injector.listen).await.is_err());
 }

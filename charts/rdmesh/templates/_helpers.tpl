@@ -41,7 +41,10 @@ app.kubernetes.io/instance: {{ .Release.Name }}
       "secret" "rdmesh-ca"
       "service" "rdmesh-injector"
       "webhook" "rdmesh-injector"
-      "node_account" "rdmesh-node")) -}}
+      "node_account" "rdmesh-node"
+      "ca_lifetime_s" (int64 .Values.certificates.lifetimes.ca)
+      "serving_lifetime_s" (int64 .Values.certificates.lifetimes.serving)
+      "node_lifetime_s" (int64 .Values.certificates.lifetimes.node))) -}}
 {{- if eq .Values.certificates.webhook "certManager" }}
 {{- $_ := set $own.injector "cert" "/run/rdmesh-serving/tls.crt" }}
 {{- $_ := set $own.injector "key" "/run/rdmesh-serving/tls.key" }}

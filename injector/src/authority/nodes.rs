@@ -3,17 +3,17 @@
 //!
 //! What it does not do: believe the request anything but its key.
 
-use super::{Authority, AuthorityError, api};
+use super::{Authority, AuthorityError, CALL_TIMEOUT, api};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::Api;
 use kube::api::PostParams;
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 pub const CERTIFICATE_PATH: &str = "/node-certificate";
 /// Of the tokens: one for the API server is not good here, nor the other way round.
 pub const AUDIENCE: &str = "rdmesh-injector";
-const DAYS: u32 = 1;
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
@@ -30,7 +30,10 @@ pub struct NodeRequest {
 pub struct NodeResponse {
     pub node: String,
     pub certificate: String,
+    /// All that is trusted.
     pub ca: String,
+    /// When to ask again, in seconds.
+    pub renew_after_s: u64,
 }
 
 /// Why there is no certificate.
@@ -52,6 +55,11 @@ impl Authority {
     pub async fn node(&self, token: &str, body: &[u8]) -> Result<NodeResponse, NodeError> {
         let request: NodeRequest = serde_json::from_slice(body)
             .map_err(|error| NodeError::Malformed(error.to_string()))?;
+        let made = tokio::time::timeout(CALL_TIMEOUT, self.certificate(token, &request.request));
+        made.await.unwrap_or(Err(AuthorityError::Late.into()))
+    }
+
+    async fn certificate(&self, token: &str, request: &str) -> Result<NodeResponse, NodeError> {
         let _place = self.requests.acquire().await;
         let user = self.user(token).await?;
         let node = self.node_of(&user).await?;
@@ -63,10 +71,11 @@ impl Authority {
         let ca = self.stored(&secret)?.ca();
         let ca = ca.map_err(|reason| AuthorityError::Secret(self.names.secret.clone(), reason))?;
         let certificate = ca
-            .issue_for(&request.request, &node, DAYS)
+            .issue_for(request, &node, Duration::from_secs(self.lifetimes.node))
             .map_err(|error| NodeError::Malformed(error.to_string()))?;
         tracing::info!(node = %node, "certificate for a node proxy made");
-        Ok(NodeResponse { node, certificate, ca: ca.cert_pem().to_owned() })
+        let (ca, renew_after_s) = (ca.cert_pem().to_owned(), self.lifetimes.node / 3);
+        Ok(NodeResponse { node, certificate, ca, renew_after_s })
     }
 
     /// Whose token it is, as the API server says.

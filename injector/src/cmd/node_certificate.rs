@@ -7,9 +7,13 @@ use rdmesh_proxy::cmd::{start_logging, stop_signal};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// A third of what a certificate is good for: two renewals may fail.
-const RENEW_INTERVAL: Duration = Duration::from_secs(8 * 3600);
-const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+/// Between attempts, doubled from one to the next. At an installation the injector comes up beside the
+/// node proxies: the first tries are close together.
+const RETRY_MIN: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(15);
+/// Whatever the injector says.
+const RENEW_MIN: Duration = Duration::from_secs(1);
+const RENEW_MAX: Duration = Duration::from_secs(86_400);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -42,10 +46,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let keep = async {
-            if !once {
-                // There is one already: the same program with --once ran before.
-                tokio::time::sleep(RENEW_INTERVAL).await;
-            }
+            let mut retry = RETRY_MIN;
             loop {
                 let pause = match fetch(&endpoint).await {
                     Ok(made) => {
@@ -55,11 +56,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                         if once {
                             return Ok(());
                         }
-                        RENEW_INTERVAL
+                        retry = RETRY_MIN;
+                        made.renew_after.clamp(RENEW_MIN, RENEW_MAX)
                     }
                     Err(error) => {
                         tracing::warn!(%error, "no certificate yet; trying again");
-                        RETRY_INTERVAL
+                        let pause = retry;
+                        retry = (retry * 2).min(RETRY_MAX);
+                        pause
                     }
                 };
                 tokio::time::sleep(pause).await;

@@ -14,7 +14,7 @@ use rdmesh_proxy::metrics::Registry;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// So long the API server may still send admissions here after this pod was told to stop.
@@ -61,11 +61,12 @@ async fn run_until_told(
             .await
             .context("injector.authority needs an API server: run in a pod, or set KUBECONFIG")?;
         let own = (!has_files).then(|| serving.clone());
-        let authority = Arc::new(Authority::new(client, injector.authority.clone(), own));
+        let (names, metrics) = (injector.authority.clone(), webhook.metrics.clone());
+        let authority = Arc::new(Authority::new(client, names, own, metrics));
         webhook.authority = Some(authority.clone());
         tokio::spawn(async move { authority.run().await });
     }
-    let stopping = Arc::new(AtomicBool::new(false));
+    let stopping = webhook.stopping.clone();
     let (ready, told) = (serving.clone(), stopping.clone());
     let routes = Routes::new(registry).ready(move || match told.load(Ordering::Relaxed) {
         true => Err("stopping".to_owned()),

@@ -1,6 +1,10 @@
 //! What the tests share.
 #![allow(dead_code)] // each test uses its part
 
+pub mod chart;
+pub mod client;
+pub mod injector;
+
 use rdmesh_config::Config;
 use rdmesh_injector::settings::Settings;
 use serde::Serialize;

@@ -2,7 +2,7 @@
 
 use super::{Error, Poll, SILENCE_MAX};
 use crate::fabric::select::{Fabrics, Kind, Ready};
-use crate::fabric::{Broken, Established, Link, Received};
+use crate::fabric::{Broken, Established, Link, Message, Received};
 use crate::mux::{Blank, HEADER_BYTES, Transmit};
 use rdmesh_config::Node;
 use rdmesh_sys::slab::{BufMut, Payload, Slab};
@@ -48,7 +48,7 @@ pub(super) struct End {
     pub link: Box<dyn Link>,
     pub memory: Memory,
     /// What came and was not looked at yet.
-    pub arrived: Vec<Payload>,
+    pub arrived: Vec<Message>,
     /// Messages of the link so far, and what the other end has said of them.
     pub sent: u64,
     pub received: u64,
@@ -163,7 +163,7 @@ impl End {
     /// Takes note of what arrived.
     pub fn read(&mut self) -> Result<(), Error> {
         for message in self.arrived.drain(..) {
-            let blank = Blank::read(&message)?;
+            let blank = Blank::read(&message.head)?;
             self.received += 1;
             self.peer_received = blank.received;
             self.peer_posted = blank.posted;

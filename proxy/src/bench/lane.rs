@@ -143,7 +143,7 @@ fn turn(end: &mut End, lane: &mut Lane<Payload>) -> Result<Instant, Error> {
     end.turn_within(due.unwrap_or(SILENCE_MAX))?;
     let now = Instant::now();
     for message in end.arrived.drain(..) {
-        lane.on_message(message, now)?;
+        message.deliver(lane, now)?;
     }
     lane.grant(end.link.granted());
     lane.on_timeout(now);

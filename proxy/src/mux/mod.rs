@@ -37,4 +37,6 @@ pub use types::{
     Event, LaneStats, LinkDeadReason, LostReason, Open, OpenError, Payload, ProtocolError,
     RefuseReason, ResetReason, SendError, Side, StreamId,
 };
-pub use wire::{HEADER_BYTES, MESSAGE_BYTES_MIN, VERSION, message_length};
+pub use wire::{
+    DATA_BYTES, HEADER_BYTES, MESSAGE_BYTES_MIN, VERSION, message_length, message_sizes, tail_lengths,
+};

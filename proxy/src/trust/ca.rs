@@ -10,9 +10,9 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, DnsName, ServerName, UnixTime};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-const CA_DAYS: u32 = 3650;
 const CA_NAME: &str = "rdmesh CA";
-const DAY: Duration = Duration::from_secs(86_400);
+pub(super) const DAY: Duration = Duration::from_secs(86_400);
+const CA_LIFETIME: Duration = Duration::from_secs(3650 * DAY.as_secs());
 /// Nodes' clocks may differ by so much.
 const CLOCK_SKEW: Duration = Duration::from_secs(3600);
 
@@ -43,13 +43,19 @@ impl std::fmt::Debug for NodeCertificate {
 }
 
 impl Ca {
-    /// A new CA with a new key.
+    /// A new CA with a new key, good for ten years.
     ///
     /// # Errors
     /// When there is no randomness to be had.
     pub fn generate() -> Result<Self, TrustError> {
+        Self::generate_for(CA_LIFETIME)
+    }
+
+    /// # Errors
+    /// As [`Ca::generate`].
+    pub fn generate_for(lifetime: Duration) -> Result<Self, TrustError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let mut params = params(CA_NAME, CA_DAYS)?;
+        let mut params = params(CA_NAME, lifetime)?;
         // Only nodes' certificates below it, no other CA's.
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -86,9 +92,10 @@ impl Ca {
     ///
     /// # Errors
     /// When the name is not valid, or the CA is not one or has expired.
-    pub fn issue(&self, node: &str, days: u32) -> Result<NodeCertificate, TrustError> {
+    pub fn issue(&self, node: &str, lifetime: Duration) -> Result<NodeCertificate, TrustError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        Ok(NodeCertificate { cert_pem: self.sign(node, days, &key)?, key_pem: key.serialize_pem() })
+        let cert_pem = self.sign(node, lifetime, &key)?;
+        Ok(NodeCertificate { cert_pem, key_pem: key.serialize_pem() })
     }
 
     /// A certificate for the key of a request (PEM). Nothing else of the request counts: who may have
@@ -96,16 +103,26 @@ impl Ca {
     ///
     /// # Errors
     /// As [`Ca::issue`], or when the request is none or not signed by its key.
-    pub fn issue_for(&self, request: &str, node: &str, days: u32) -> Result<String, TrustError> {
+    pub fn issue_for(
+        &self,
+        request: &str,
+        node: &str,
+        lifetime: Duration,
+    ) -> Result<String, TrustError> {
         let request = CertificateSigningRequestParams::from_pem(request)?;
-        self.sign(node, days, &request.public_key)
+        self.sign(node, lifetime, &request.public_key)
     }
 
-    fn sign(&self, node: &str, days: u32, key: &impl PublicKeyData) -> Result<String, TrustError> {
+    fn sign(
+        &self,
+        node: &str,
+        lifetime: Duration,
+        key: &impl PublicKeyData,
+    ) -> Result<String, TrustError> {
         if !is_node_name(node) {
             return Err(TrustError::BadName(node.to_owned()));
         }
-        let mut params = params(node, days)?;
+        let mut params = params(node, lifetime)?;
         params.subject_alt_names = vec![rcgen::SanType::DnsName(node.try_into()?)];
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -140,7 +157,7 @@ pub fn request() -> Result<(String, String), TrustError> {
     Ok((request.pem()?, key.serialize_pem()))
 }
 
-fn params(name: &str, days: u32) -> Result<CertificateParams, TrustError> {
+fn params(name: &str, lifetime: Duration) -> Result<CertificateParams, TrustError> {
     let mut params = CertificateParams::new(Vec::new())?;
     params.distinguished_name = rcgen::DistinguishedName::new();
     // A common name has at most 64 characters; the SAN is what counts.
@@ -148,7 +165,7 @@ fn params(name: &str, days: u32) -> Result<CertificateParams, TrustError> {
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     params.not_before = epoch + now.saturating_sub(CLOCK_SKEW);
-    params.not_after = epoch + now.saturating_add(DAY.saturating_mul(days));
+    params.not_after = epoch + now.saturating_add(lifetime);
     Ok(params)
 }
 

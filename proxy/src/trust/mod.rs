@@ -99,7 +99,7 @@ pub fn make(request: &Request) -> Result<Made, TrustError> {
     let ca_file = request.dir.join(files::CA_CERT);
     files::copy_ca_cert(&ca, &ca_file)?;
     for node in &nodes {
-        let made = ca.issue(&node.node, request.days)?;
+        let made = ca.issue(&node.node, ca::DAY * request.days)?;
         files::write_pair(node, &made, request.force)?;
     }
     Ok(Made { ca: ca_file, ca_made, nodes })

@@ -55,6 +55,8 @@ impl Setting {
         node.limits.slab_bytes = 16 << 20;
         // An emulated CPU is slow, and so is every time-out that counts on a fast one.
         node.timeouts.handshake_ms = 20_000;
+        node.timeouts.open_ms = 60_000;
+        node.timeouts.keepalive_timeout_ms = 15_000;
         if self.ipv6 {
             node.listen.set_ip(std::net::Ipv6Addr::UNSPECIFIED.into());
         }

@@ -5,7 +5,7 @@
 //! connection and the device's events; the set is the link's descriptor.
 
 use super::super::negotiate::Connection;
-use super::super::{Broken, Link, Received};
+use super::super::{Broken, Link, Message, Received};
 use super::{Opened, Prepared};
 use crate::mux::Transmit;
 use rdmesh_sys::slab::{BufMut, Payload, Slab};
@@ -165,7 +165,7 @@ impl VerbsLink {
 
     /// Hands messages up. For each, the device gets a buffer before its credit is counted: a fresh
     /// one, or, when those are short, the same, and the message is copied out of it.
-    fn deliver(&mut self, messages: &mut Vec<Payload>) -> Result<bool, Broken> {
+    fn deliver(&mut self, messages: &mut Vec<Message>) -> Result<bool, Broken> {
         self.held.extend(self.completed.drain(..));
         while let Some(buffer) = self.held.pop_front() {
             let length = buffer.filled();
@@ -189,7 +189,7 @@ impl VerbsLink {
             };
             self.pair.post_receive(fresh).map_err(broken)?;
             self.granted += 1;
-            messages.push(message);
+            messages.push(message.into());
         }
         Ok(true)
     }
@@ -259,7 +259,7 @@ impl Link for VerbsLink {
         self.pair.post_sends(batch, |index| signals.get(index) == Some(&true)).map_err(broken)
     }
 
-    fn receive(&mut self, messages: &mut Vec<Payload>) -> Result<Received, Broken> {
+    fn receive(&mut self, messages: &mut Vec<Message>) -> Result<Received, Broken> {
         let looked = self.look();
         let mut drained = false;
         for _ in 0..POLLS_PER_TURN {

@@ -76,17 +76,17 @@ fn footprint(cluster: &Cluster) -> Result<[(u64, f64, f64, usize); 2]> {
     Ok([of(1)?, of(2)?])
 }
 
-/// 2,000 connections; on an emulated CPU each costs milliseconds.
+/// 1,000 connections; on an emulated CPU each costs milliseconds.
 pub fn churn(cluster: &mut Cluster) -> Result<Option<String>> {
     let to = echo_server(cluster, 7_100)?;
     let churn = |connections| -> Result<f64> {
-        cluster.guest(1).call(Call::Churn { pod: "a".into(), to, connections }, PATIENCE)
+        cluster.guest(1).call(Call::Churn { pod: "a".into(), to, connections }, 2 * PATIENCE)
     };
     churn(50)?;
     let settled = || Ok(footprint(cluster)?.iter().all(|node| node.1 == 0.0));
     eventually(PATIENCE, "the first connections end", settled)?;
     let before = footprint(cluster)?;
-    let seconds = churn(2_000)?;
+    let seconds = churn(1_000)?;
     let mut now = footprint(cluster)?;
     let mut same = || -> Result<bool> {
         now = footprint(cluster)?;
@@ -97,7 +97,7 @@ pub fn churn(cluster: &mut Cluster) -> Result<Option<String>> {
         }))
     };
     if eventually(PATIENCE / 3, "everything is as before", &mut same).is_err() {
-        anyhow::bail!("before {before:?}, after 2,000 connections in {seconds:.1} s {now:?}");
+        anyhow::bail!("before {before:?}, after 1,000 connections in {seconds:.1} s {now:?}");
     }
     Ok(None)
 }
