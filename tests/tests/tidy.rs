@@ -11,8 +11,9 @@ use std::process::Command;
 /// The rooms of `proxy/src`, and the other rooms that each may use. ARCHITECTURE.md has the same table.
 const ROOMS: &[(&str, &[&str])] = &[
     ("admin", &["metrics"]),
+    ("bench", &["fabric", "mux", SYS]),
     ("capture", &[SYS]),
-    ("cmd", &["admin", "capture", "demo", "metrics", "node", "sidecar", "trust"]),
+    ("cmd", &["admin", "bench", "capture", "demo", "metrics", "node", "sidecar", "trust"]),
     ("demo", &[]),
     ("directory", &["metrics"]),
     ("fabric", &["mux", SYS]),
@@ -81,9 +82,9 @@ fn sources(under: &str) -> Vec<(String, String)> {
 
 fn is_test_file(file: &str) -> bool {
     let name = file.rsplit('/').next().unwrap_or(file);
-    matches!(name, "tests.rs" | "sim.rs" | "testing.rs")
+    matches!(name, "tests.rs" | "testing.rs")
         || name.ends_with("_tests.rs")
-        || file.contains("/tests/")
+        || ["/tests/", "/sim/"].iter().any(|folder| file.contains(folder))
 }
 
 /// The line without its comment. A `//` inside a string cuts too much, never too little.

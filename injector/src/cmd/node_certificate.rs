@@ -7,9 +7,10 @@ use rdmesh_proxy::cmd::{start_logging, stop_signal};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Between attempts, doubled from one to the next.
-const RETRY_MIN: Duration = Duration::from_secs(1);
-const RETRY_MAX: Duration = Duration::from_secs(60);
+/// Between attempts, doubled from one to the next. At an installation the injector comes up beside the
+/// node proxies: the first tries are close together.
+const RETRY_MIN: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(15);
 /// Whatever the injector says.
 const RENEW_MIN: Duration = Duration::from_secs(1);
 const RENEW_MAX: Duration = Duration::from_secs(86_400);

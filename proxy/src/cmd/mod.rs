@@ -2,6 +2,7 @@
 //!
 //! What it does not do: any work of its own; it parses, wires and reports.
 
+mod bench_link;
 mod certs;
 mod check_config;
 mod demo;
@@ -37,6 +38,8 @@ enum Command {
     Status(status::Args),
     /// Make a certificate authority and certificates for nodes
     Certs(certs::Args),
+    /// Measure a link between two machines by itself
+    BenchLink(bench_link::Args),
     /// Check a configuration file and print what is in force
     CheckConfig(check_config::Args),
 }
@@ -51,6 +54,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Status(args) => status::run(args),
         Command::Certs(args) => certs::run(args),
+        Command::BenchLink(args) => bench_link::run(args),
         Command::CheckConfig(args) => check_config::run(args),
     };
     match result {

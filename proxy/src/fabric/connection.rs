@@ -5,9 +5,15 @@ use rustix::net::{RecvFlags, SendFlags};
 use std::io::{self, IoSlice};
 use std::os::fd::BorrowedFd;
 
-/// Sends without blocking; `None` when the socket takes nothing now.
-pub(super) fn send(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<Option<usize>> {
-    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+/// Sends without blocking; `None` when the socket takes nothing now. `more`: something follows at
+/// once, so that the last segment may wait for it.
+pub(super) fn send(
+    socket: BorrowedFd<'_>,
+    slices: &[IoSlice<'_>],
+    more: bool,
+) -> io::Result<Option<usize>> {
+    let mut flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    flags.set(SendFlags::MORE, more);
     loop {
         match rustix::net::sendmsg(
             socket,

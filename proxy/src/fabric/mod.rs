@@ -15,13 +15,55 @@ pub use negotiate::{Absence, Why};
 
 use crate::mux::{self, Transmit};
 use rdmesh_sys::slab::Payload;
+use smallvec::SmallVec;
 use std::net::TcpStream;
 use std::os::fd::BorrowedFd;
+use std::time::Instant;
 use thiserror::Error;
 
 impl mux::Payload for Payload {
     fn split_to(&mut self, n: usize) -> Self {
         Payload::split_to(self, n)
+    }
+
+    fn len(&self) -> usize {
+        Payload::len(self)
+    }
+
+    fn whole(&self) -> bool {
+        self.is_piped()
+    }
+}
+
+/// A message as a link brings it.
+#[derive(Clone)]
+pub struct Message {
+    /// The whole message, or its head.
+    pub head: Payload,
+    /// What follows the head, where it was received apart.
+    pub tails: Option<SmallVec<[Payload; 4]>>,
+}
+
+impl Message {
+    /// Gives it to its lane.
+    ///
+    /// # Errors
+    /// What the lane says of it.
+    pub fn deliver(
+        self,
+        lane: &mut mux::Lane<Payload>,
+        now: Instant,
+    ) -> Result<(), mux::ProtocolError> {
+        match self.tails {
+            None => lane.on_message(self.head, now),
+            Some(tails) => lane.on_parts(self.head, tails.into_iter(), now),
+        }
+    }
+}
+
+impl From<Payload> for Message {
+    fn from(whole: Payload) -> Self {
+        Self { head: whole, tails: None }
     }
 }
 
@@ -78,7 +120,11 @@ pub trait Link {
     /// Pushes out what is posted, in one batch.
     fn flush(&mut self) -> Result<(), Broken>;
     /// Appends complete messages to `messages`, up to a fair share at a time.
-    fn receive(&mut self, messages: &mut Vec<Payload>) -> Result<Received, Broken>;
+    fn receive(&mut self, messages: &mut Vec<Message>) -> Result<Received, Broken>;
+    /// Whether it sends bytes that are in a pipe without copying them.
+    fn takes_pipes(&self) -> bool {
+        false
+    }
     /// Whether `receive` has something, or may send more, as far as can be told without a system
     /// call. A back end that cannot tell says no: its descriptor does.
     fn poll(&mut self) -> bool {

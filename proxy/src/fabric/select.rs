@@ -6,9 +6,14 @@ use super::tcp::TcpLink;
 use super::verbs::{Prepared, Verbs, VerbsLink};
 use super::{Absence, Broken, Established, Link};
 use rdmesh_config::{Fabric, Node};
+use rdmesh_sys::pipe::Pipes;
 use rdmesh_sys::slab::Slab;
 use std::io;
 use std::os::fd::BorrowedFd;
+
+/// Pipes of one worker, with two descriptors each: what bulk streams have under way. Who finds none
+/// copies.
+const PIPES_MAX: u32 = 256;
 
 /// What a link turned out to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +27,7 @@ pub struct Fabrics {
     choice: Fabric,
     credits: u32,
     receive: Slab,
+    pipes: Pipes,
     #[cfg(feature = "verbs")]
     verbs: Verbs,
 }
@@ -42,6 +48,7 @@ pub struct Negotiation {
     choice: Fabric,
     credits: u32,
     receive: Slab,
+    pipes: Pipes,
     negotiator: Negotiator<Queue>,
 }
 
@@ -74,6 +81,7 @@ impl Fabrics {
                 receive.clone(),
             ),
             receive,
+            pipes: Pipes::new(PIPES_MAX)?,
         })
     }
 
@@ -82,6 +90,12 @@ impl Fabrics {
     #[must_use]
     pub fn receive_slab(&self) -> &Slab {
         &self.receive
+    }
+
+    /// For payload that need not be copied.
+    #[must_use]
+    pub fn pipes(&self) -> &Pipes {
+        &self.pipes
     }
 
     /// Starts to find out what an authenticated connection becomes. With `hold_off` this end keeps
@@ -103,6 +117,7 @@ impl Fabrics {
             choice: self.choice,
             credits: self.credits,
             receive: self.receive.clone(),
+            pipes: self.pipes.clone(),
             negotiator: Negotiator::new(established, queue)?,
         })
     }
@@ -151,7 +166,7 @@ impl Negotiation {
                 Err(Broken::NoVerbs(reason(own.as_ref(), peer)))
             }
             Some(Outcome::Connection { connection: Connection { socket, tls }, own, peer }) => {
-                let link = Box::new(TcpLink::new(socket, tls, &self.receive)?);
+                let link = Box::new(TcpLink::new(socket, tls, &self.receive, self.pipes.clone())?);
                 Ok(Some(Ready { link, kind: Kind::Tcp, credits: self.credits, own, peer }))
             }
         }

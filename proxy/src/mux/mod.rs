@@ -11,6 +11,7 @@
 //! feed what arrived ([`Lane::on_message`]), say what was reposted ([`Lane::grant`]), take events
 //! until there are none, take messages until there are none, sleep until [`Lane::poll_timeout`].
 
+mod blank;
 mod budget;
 mod config;
 pub mod fuzz;
@@ -27,6 +28,7 @@ mod unacked;
 mod windows;
 mod wire;
 
+pub use blank::Blank;
 pub use budget::Budget;
 pub use config::LaneConfig;
 pub use lane::Lane;
@@ -35,4 +37,7 @@ pub use types::{
     Event, LaneStats, LinkDeadReason, LostReason, Open, OpenError, Payload, ProtocolError,
     RefuseReason, ResetReason, SendError, Side, StreamId,
 };
-pub use wire::{HEADER_BYTES, MESSAGE_BYTES_MIN, VERSION, message_length};
+pub use wire::{
+    DATA_BYTES, HEADER_BYTES, MESSAGE_BYTES_MIN, VERSION, message_length, message_sizes,
+    tail_lengths,
+};

@@ -36,6 +36,8 @@ pub(super) struct Stream<P> {
     pub writable_wanted: bool,
     /// What is left of the stream's turn.
     pub deficit: u32,
+    /// What it has sent beyond its turns.
+    pub debt: u32,
     pub sent: u64,
     pub send_limit: u64,
     pub received: u64,
@@ -62,6 +64,7 @@ impl<P: Payload> Stream<P> {
             window_queued: false,
             writable_wanted: false,
             deficit: 0,
+            debt: 0,
             sent: 0,
             send_limit,
             received: 0,

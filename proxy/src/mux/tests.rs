@@ -13,6 +13,11 @@ impl Payload for Bytes {
         let n = n.min(self.len());
         Bytes::split_to(self, n)
     }
+
+    /// Some are, by their first byte, so that the simulator meets both kinds.
+    fn whole(&self) -> bool {
+        self.len() >= 1_000 && self.first().is_some_and(|byte| byte % 4 == 3)
+    }
 }
 
 // --- wire
@@ -290,6 +295,31 @@ fn bulk_streams_share_evenly() {
     let got: Vec<_> = streams.iter().map(|id| pair.data_bytes(1, *id)).collect();
     let spread = got.iter().max().unwrap() - got.iter().min().unwrap();
     assert!(spread <= 2 * (16 << 10), "{got:?}");
+}
+
+#[test]
+fn whole_pieces_are_not_cut_and_are_paid_for() {
+    let mut pair = Pair::new(&LaneConfig { window_initial_bytes: 8 << 20, ..Default::default() });
+    let (whole, cut) = (pair.open(), pair.open());
+    let alloc = &mut |head: &[u8]| Some(Bytes::copy_from_slice(head));
+    for _ in 0..60 {
+        while pair.lanes[0].writable(whole) >= 50_000 {
+            pair.lanes[0].send(whole, Bytes::from(vec![3; 50_000])).unwrap();
+        }
+        let n = pair.lanes[0].writable(cut);
+        pair.lanes[0].send(cut, zeros(n)).unwrap();
+        let Some(sent) = pair.lanes[0].poll_transmit(pair.now, alloc) else { panic!("no message") };
+        assert!(sent.bytes <= 64 << 10);
+        for tail in sent.tails.iter().filter(|tail| tail[0] == 3) {
+            assert_eq!(tail.len(), 50_000, "in one piece");
+        }
+        let mut message = sent.head.to_vec();
+        sent.tails.iter().for_each(|tail| message.extend_from_slice(tail));
+        pair.deliver(1, message);
+        pair.advance(Duration::from_millis(6));
+    }
+    let got = [whole, cut].map(|id| pair.data_bytes(1, id));
+    assert!(got[0].abs_diff(got[1]) <= 2 * (64 << 10), "{got:?}");
 }
 
 #[test]

@@ -97,7 +97,8 @@ impl<P: Payload> Builder<P> {
     fn put_data(&mut self, id: StreamId, stream: &mut Stream<P>, n: usize, inline: usize) -> Put {
         let Some(room) = self.room().checked_sub(DATA_BYTES + 1) else { return Put::Full };
         let bytes = n.min(room + 1);
-        if bytes < n && bytes < CUT_BYTES_MIN && self.frames > 0 {
+        let whole = stream.front().is_some_and(P::whole);
+        if bytes < n && (bytes < CUT_BYTES_MIN || whole) && self.frames > 0 {
             return Put::Full;
         }
         let in_tail = bytes > inline;
@@ -124,11 +125,17 @@ impl<P: Payload> Builder<P> {
         alone: bool,
         config: &LaneConfig,
     ) -> Turn {
+        if alone {
+            stream.debt = 0;
+        }
         if stream.deficit == 0 {
-            stream.deficit = config.quantum_bytes;
+            let paid = stream.debt.min(config.quantum_bytes);
+            stream.debt -= paid;
+            stream.deficit = config.quantum_bytes - paid;
         }
         loop {
-            let Some(piece) = stream.front().map(P::len) else {
+            let Some((piece, whole)) = stream.front().map(|piece| (piece.len(), piece.whole()))
+            else {
                 return self.end(id, stream);
             };
             let window = usize::try_from(stream.send_window()).unwrap_or(usize::MAX);
@@ -138,10 +145,14 @@ impl<P: Payload> Builder<P> {
             if stream.deficit == 0 && !alone {
                 return Turn::Over;
             }
-            let turn = if alone { usize::MAX } else { stream.deficit as usize };
+            // What had better not be cut is sent now and paid for by the turns to come.
+            let turn = if alone || whole { usize::MAX } else { stream.deficit as usize };
             let n = piece.min(window).min(turn);
             match self.put_data(id, stream, n, config.inline_bytes_max as usize) {
                 Put::Taken(bytes) => {
+                    if !alone {
+                        stream.debt += (bytes as u32).saturating_sub(stream.deficit);
+                    }
                     stream.deficit = stream.deficit.saturating_sub(bytes as u32);
                 }
                 Put::Full => return Turn::Full,

@@ -17,6 +17,11 @@ pub trait Payload: Clone + AsRef<[u8]> {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Whether it had better not be cut or looked at: it is held elsewhere, and both cost a copy.
+    fn whole(&self) -> bool {
+        false
+    }
 }
 
 /// Which end of the lane this is: it decides the parity of the stream ids that it gives out.

@@ -34,7 +34,9 @@
 //!
 //! What it does not do: judge what a frame means now. Decoding never allocates and never panics.
 
+use super::transmit::TAILS_MAX;
 use super::types::{Open, ProtocolError, StreamId};
+use smallvec::SmallVec;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Version of everything in this file.
@@ -46,7 +48,8 @@ pub const MESSAGE_BYTES_MIN: u32 = 512;
 pub(super) const FLAG_UNSEQUENCED: u8 = 1;
 const DATA_IN_TAIL: u32 = 1 << 31;
 const WORD_BYTES: usize = 8;
-pub(super) const DATA_BYTES: usize = WORD_BYTES + 4;
+/// A DATA frame without its bytes.
+pub const DATA_BYTES: usize = WORD_BYTES + 4;
 /// The longest frame without its data.
 pub(super) const FRAME_BYTES_MAX: usize = WORD_BYTES + 48;
 /// Ids have seven bytes on the wire.
@@ -135,6 +138,36 @@ pub fn message_length(bytes: &[u8]) -> Result<Option<usize>, ProtocolError> {
         return Ok(None);
     }
     Header::decode(bytes).map(|header| Some(header.length as usize))
+}
+
+/// Sizes of a message that begins with `bytes`: of its head, and of everything. `None` while too
+/// few bytes are there to tell.
+#[must_use]
+pub fn message_sizes(bytes: &[u8]) -> Option<(usize, usize)> {
+    let header = Header::decode(bytes.get(..HEADER_BYTES)?).ok()?;
+    Some((header.head_bytes as usize, header.length as usize))
+}
+
+/// How the tails of a message are divided among its frames, from its head. `None` for a head that
+/// makes no sense, or has too many tails to be worth it.
+#[must_use]
+pub fn tail_lengths(head: &[u8]) -> Option<SmallVec<[usize; 4]>> {
+    let header = Header::decode(head).ok()?;
+    let (mut rest, mut lengths) = (head.get(HEADER_BYTES..)?, SmallVec::new());
+    for _ in 0..header.frames {
+        let (frame, bytes) = Frame::decode(rest).ok()?;
+        rest = rest.get(bytes..)?;
+        match frame {
+            Frame::Data { bytes, in_tail: true, .. } if lengths.len() < TAILS_MAX => {
+                lengths.push(bytes as usize);
+            }
+            Frame::Data { in_tail: true, .. } => return None,
+            Frame::Data { bytes, .. } => rest = rest.get(bytes as usize..)?,
+            _ => {}
+        }
+    }
+    let tails = header.length.checked_sub(header.head_bytes)? as usize;
+    (lengths.iter().sum::<usize>() == tails).then_some(lengths)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

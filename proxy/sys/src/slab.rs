@@ -5,9 +5,12 @@
 //! only read. A slab belongs to one thread: neither type is `Send`.
 //! What it does not do: block or grow. An empty slab answers `None`; the caller stops reading.
 
+use crate::pipe::Piped;
+use rustix::io::Errno;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::ops::Deref;
+use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
@@ -101,7 +104,7 @@ impl Slab {
 
     #[cfg(feature = "verbs")]
     pub(crate) fn holds(&self, payload: &Payload) -> bool {
-        Rc::ptr_eq(&self.inner, &payload.inner)
+        matches!(&payload.memory, Memory::Buffer { inner, .. } if Rc::ptr_eq(&self.inner, inner))
     }
 
     #[cfg(feature = "verbs")]
@@ -172,8 +175,7 @@ impl BufMut {
         let from = from.min(to);
         self.inner.retain(self.index);
         Payload {
-            inner: Rc::clone(&self.inner),
-            index: self.index,
+            memory: Memory::Buffer { inner: Rc::clone(&self.inner), index: self.index },
             start: u32::try_from(from).expect("buffers are smaller than 4 GiB"),
             len: u32::try_from(to - from).expect("buffers are smaller than 4 GiB"),
         }
@@ -186,15 +188,46 @@ impl Drop for BufMut {
     }
 }
 
-/// A slice of written bytes; keeps its buffer alive.
+enum Memory {
+    Buffer { inner: Rc<Inner>, index: u32 },
+    Pipe(Rc<Piped>),
+}
+
+impl Clone for Memory {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Buffer { inner, index } => {
+                inner.retain(*index);
+                Self::Buffer { inner: Rc::clone(inner), index: *index }
+            }
+            Self::Pipe(piped) => Self::Pipe(Rc::clone(piped)),
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if let Self::Buffer { inner, index } = self {
+            inner.release(*index);
+        }
+    }
+}
+
+/// A slice of written bytes; keeps its buffer alive. Or bytes that are still in a pipe: to read
+/// those makes a copy of them.
+#[derive(Clone)]
 pub struct Payload {
-    inner: Rc<Inner>,
-    index: u32,
+    memory: Memory,
     start: u32,
     len: u32,
 }
 
 impl Payload {
+    pub(crate) fn in_pipe(piped: Piped) -> Self {
+        let len = u32::try_from(piped.len()).expect("pipes are smaller than 4 GiB");
+        Self { memory: Memory::Pipe(Rc::new(piped)), start: 0, len }
+    }
+
     /// Cuts off and returns the first `n` bytes (all, if there are fewer).
     pub fn split_to(&mut self, n: usize) -> Self {
         let mut head = self.clone();
@@ -205,23 +238,66 @@ impl Payload {
         head
     }
 
+    /// As of the slice, without looking at bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// Size of the buffer that this slice keeps from being reused.
     #[must_use]
     pub fn pinned_bytes(&self) -> usize {
-        self.inner.buffer_bytes
+        match &self.memory {
+            Memory::Buffer { inner, .. } => inner.buffer_bytes,
+            Memory::Pipe(_) => self.len as usize,
+        }
     }
-}
 
-impl Clone for Payload {
-    fn clone(&self) -> Self {
-        self.inner.retain(self.index);
-        Self { inner: Rc::clone(&self.inner), index: self.index, start: self.start, len: self.len }
+    /// The pipe, if this payload is all that is in it.
+    pub(crate) fn piped(&self) -> Option<&Rc<Piped>> {
+        match &self.memory {
+            Memory::Pipe(piped)
+                if piped.holds_from(self.start as usize)
+                    && (self.start + self.len) as usize == piped.len() =>
+            {
+                Some(piped)
+            }
+            _ => None,
+        }
     }
-}
 
-impl Drop for Payload {
-    fn drop(&mut self) {
-        self.inner.release(self.index);
+    /// Whether this is the whole content of a pipe, which can be moved or shared without a copy.
+    #[must_use]
+    pub fn is_piped(&self) -> bool {
+        self.piped().is_some()
+    }
+
+    /// Whether [`Payload::move_to`] can be used.
+    #[must_use]
+    pub fn can_move(&self) -> bool {
+        self.piped().is_some_and(|piped| Rc::strong_count(piped) == 1)
+    }
+
+    /// Moves bytes from the pipe to a socket; what is left is the rest.
+    ///
+    /// # Errors
+    /// `AGAIN` when the socket takes nothing now; `BADF` when they are in no pipe or are shared.
+    pub fn move_to(&mut self, socket: impl AsFd) -> Result<usize, Errno> {
+        if !self.can_move() {
+            return Err(Errno::BADF);
+        }
+        let Some(piped) = self.piped() else { return Err(Errno::BADF) };
+        let n = piped.move_to(socket)?;
+        // Never more than were asked for.
+        let moved = u32::try_from(n).unwrap_or(self.len).min(self.len);
+        self.start += moved;
+        self.len -= moved;
+        Ok(n)
     }
 }
 
@@ -229,11 +305,14 @@ impl Deref for Payload {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the range was filled before this slice was made, and `BufMut` writes only beyond
-        // what is filled; the mapping lives as long as `inner`.
-        unsafe {
-            let start = self.inner.base.as_ptr().add(self.index as usize * self.inner.buffer_bytes);
-            std::slice::from_raw_parts(start.add(self.start as usize), self.len as usize)
+        match &self.memory {
+            // SAFETY: the range was filled before this slice was made, and `BufMut` writes only
+            // beyond what is filled; the mapping lives as long as `inner`.
+            Memory::Buffer { inner, index } => unsafe {
+                let start = inner.base.as_ptr().add(*index as usize * inner.buffer_bytes);
+                std::slice::from_raw_parts(start.add(self.start as usize), self.len as usize)
+            },
+            Memory::Pipe(piped) => &piped.bytes_from(self.start as usize)[..self.len as usize],
         }
     }
 }

@@ -2,7 +2,7 @@
 //! node, which takes the client's connections inside the client's pod and makes the server's
 //! inside the server's pod.
 //!
-//! Nothing redirects here: the client is told HAProxy's own ports on its loopback.
+//! By itself nothing redirects here: the client is told HAProxy's own ports on its loopback.
 
 use crate::{Lab, process::Process, topology};
 use anyhow::{Context, Result};
@@ -17,8 +17,10 @@ const UNDERLAY_OFFSET: u16 = 20_000;
 
 pub const CLIENT_SIDE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-pub fn start(lab: &Lab, ports: &[u16]) -> Result<Vec<Process>> {
+/// With `tls` the two speak TLS to each other. Answers with the far one and the near one.
+pub fn start(lab: &Lab, ports: &[u16], tls: bool) -> Result<Vec<Process>> {
     let (client, server) = (lab.pod("client"), lab.pod("server"));
+    let (connect, accept) = if tls { tls_options(lab)? } else { Default::default() };
     let (mut near, mut far) = (head(), head());
     let underlay = topology::node_v4(2);
     for port in ports {
@@ -27,13 +29,13 @@ pub fn start(lab: &Lab, ports: &[u16]) -> Result<Vec<Process>> {
         writeln!(
             near,
             "listen p{port}\n  bind 127.0.0.1:{port} namespace {inside}\n  \
-             server next {underlay}:{between}"
+             server next {underlay}:{between}{connect}"
         )?;
         let inside = server.netns.name();
         let app = server.v4;
         writeln!(
             far,
-            "listen p{port}\n  bind {underlay}:{between}\n  \
+            "listen p{port}\n  bind {underlay}:{between}{accept}\n  \
              server app {app}:{port} namespace {inside}"
         )?;
     }
@@ -55,10 +57,45 @@ pub fn start(lab: &Lab, ports: &[u16]) -> Result<Vec<Process>> {
     Ok(all)
 }
 
+/// Redirects what the client pod sends to the server's ports to the same ports of its loopback.
+pub fn redirect(lab: &Lab, ports: &[u16]) -> Result<()> {
+    let server = lab.pod("server").v4;
+    let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+    let rules = format!(
+        "add table ip bench; \
+         add chain ip bench output {{ type nat hook output priority -100; }}; \
+         add rule ip bench output ip daddr {server} tcp dport {{ {} }} redirect",
+        ports.join(", ")
+    );
+    let mut command = Command::new(workload::program("nft"));
+    command.arg(rules);
+    let client = &lab.pod("client").netns;
+    lab.run(client, &mut command, Duration::from_secs(10)).context("redirect to HAProxy")?;
+    Ok(())
+}
+
 /// One thread, as rdmesh has one worker; everything else as HAProxy comes.
 fn head() -> String {
-    "global\n  nbthread 1\n  maxconn 9000\n  log stderr local0 err\n\
-     defaults\n  mode tcp\n  maxconn 9000\n  timeout connect 10s\n  timeout client 1h\n  \
+    "global\n  nbthread 1\n  maxconn 15000\n  log stderr local0 err\n\
+     defaults\n  mode tcp\n  maxconn 15000\n  timeout connect 10s\n  timeout client 1h\n  \
      timeout server 1h\n"
         .to_owned()
+}
+
+/// What the near one and the far one say for mutual TLS, with certificates as rdmesh makes them.
+fn tls_options(lab: &Lab) -> Result<(String, String)> {
+    let dir = lab.dir().join("haproxy-certs");
+    let mut command = lab.proxy_command();
+    command.arg("certs").arg("--dir").arg(&dir).args(["--node", "near", "--node", "far"]);
+    lab.run(&lab.node(1).netns, &mut command, Duration::from_secs(10))?;
+    for name in ["near", "far"] {
+        let read = |kind: &str| std::fs::read_to_string(dir.join(format!("{name}.{kind}")));
+        let both = read("crt")? + &read("key")?;
+        std::fs::write(dir.join(format!("{name}.pem")), both).context("write a certificate")?;
+    }
+    let dir = dir.display();
+    let options = |name: &str, verify: &str| {
+        format!(" ssl crt {dir}/{name}.pem ca-file {dir}/ca.crt verify required{verify}")
+    };
+    Ok((options("near", " verifyhost far"), options("far", "")))
 }

@@ -2,7 +2,7 @@
 //!
 //! What it does not do: judge. It prints figures and ratios.
 
-mod haproxy;
+pub(crate) mod haproxy;
 mod meter;
 mod path;
 mod table;
@@ -96,7 +96,7 @@ pub struct Options {
 }
 
 pub const USAGE: &str = "usage: bench_tunnel [--rounds N] [--seconds N] [--only ping64,bulk1,...] \
-[--paths direct,plain,tls,haproxy] [--idle-streams N] [--json FILE] [--polling]";
+[--paths direct,plain,tls,haproxy,hap-redir] [--idle-streams N] [--json FILE] [--polling]";
 
 impl Options {
     /// # Errors
@@ -147,6 +147,9 @@ pub fn run(options: &Options) -> Result<Vec<Figure>> {
     workload::check_programs(&["ip", "iperf3", "sockperf", "nginx", "wrk", "redis-benchmark"])?;
     if options.paths.contains(&PathKind::Haproxy) {
         workload::check_programs(&["haproxy"])?;
+    }
+    if options.paths.contains(&PathKind::HaproxyRedirect) {
+        workload::check_programs(&["haproxy", "nft"])?;
     }
     let beds: Vec<Testbed> = options
         .paths

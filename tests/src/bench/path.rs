@@ -23,10 +23,14 @@ pub enum PathKind {
     /// rdmesh, `encrypt: true`
     Tls,
     Haproxy,
+    /// The same pair, but the client addresses the server, and nftables redirects it to HAProxy:
+    /// what it costs that the client need not know.
+    HaproxyRedirect,
 }
 
 impl PathKind {
-    pub const ALL: [Self; 4] = [Self::Direct, Self::Plain, Self::Tls, Self::Haproxy];
+    pub const ALL: [Self; 5] =
+        [Self::Direct, Self::Plain, Self::Tls, Self::Haproxy, Self::HaproxyRedirect];
 
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -35,12 +39,16 @@ impl PathKind {
             Self::Plain => "plain",
             Self::Tls => "tls",
             Self::Haproxy => "haproxy",
+            Self::HaproxyRedirect => "hap-redir",
         }
     }
 
     pub(super) fn parse(name: &str) -> Result<Self> {
         let found = Self::ALL.into_iter().find(|kind| kind.name() == name);
-        found.with_context(|| format!("no path {name:?}; there are direct, plain, tls, haproxy"))
+        found.with_context(|| {
+            let names: Vec<&str> = Self::ALL.iter().map(|kind| kind.name()).collect();
+            format!("no path {name:?}; there are {}", names.join(", "))
+        })
     }
 }
 
@@ -71,7 +79,11 @@ impl Testbed {
         let mut haproxies = Vec::new();
         match kind {
             PathKind::Direct => {}
-            PathKind::Haproxy => haproxies = haproxy::start(&lab, &ports)?,
+            PathKind::Haproxy => haproxies = haproxy::start(&lab, &ports, false)?,
+            PathKind::HaproxyRedirect => {
+                haproxies = haproxy::start(&lab, &ports, false)?;
+                haproxy::redirect(&lab, &ports)?;
+            }
             PathKind::Plain | PathKind::Tls => {
                 lab.configure(|config| {
                     config.node.encrypt = kind == PathKind::Tls;

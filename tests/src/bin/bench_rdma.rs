@@ -1,15 +1,24 @@
 //! `make bench-rdma`; see `rdma::bench`.
 #![forbid(unsafe_code)]
 
+use rdmesh_tests::rdma::bench::{Wanted, run};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let rounds = std::env::args().nth(1).map_or(Ok(3), |rounds| rounds.parse());
-    let Ok(rounds) = rounds else {
-        eprintln!("usage: bench_rdma [ROUNDS]");
-        return ExitCode::FAILURE;
-    };
-    match rdmesh_tests::rdma::bench::run(rounds) {
+    let mut wanted = Wanted { rounds: 3, fabric: true, programs: true, json: false };
+    for argument in std::env::args().skip(1) {
+        match (argument.as_str(), argument.parse()) {
+            ("--json", _) => wanted.json = true,
+            ("fabric", _) => wanted.programs = false,
+            ("programs", _) => wanted.fabric = false,
+            (_, Ok(rounds)) if rounds > 0 => wanted.rounds = rounds,
+            _ => {
+                eprintln!("usage: bench_rdma [ROUNDS] [fabric|programs] [--json]");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    match run(wanted) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error:#}");

@@ -2,6 +2,7 @@
 //! messages stay. Only the head of a message that met the end of a buffer is copied.
 
 use super::MESSAGES_PER_BUFFER;
+use crate::fabric::Message;
 use crate::mux::{self, ProtocolError};
 use rdmesh_sys::slab::{BufMut, Payload, Slab};
 
@@ -29,6 +30,34 @@ impl Framer {
         self.buffer.as_mut().map(BufMut::spare)
     }
 
+    /// The bytes of the incomplete message, if there are any.
+    pub(super) fn pending(&self) -> Option<Payload> {
+        let buffer = self.buffer.as_ref()?;
+        (buffer.filled() > self.start).then(|| buffer.slice(self.start, buffer.filled()))
+    }
+
+    /// Lets go of the bytes of the incomplete message: somebody else completes it.
+    pub(super) fn take_pending(&mut self) {
+        self.buffer = None;
+        self.start = 0;
+    }
+
+    /// Whether [`Framer::restore`] can be called.
+    pub(super) fn has_room(&self) -> bool {
+        self.slab.buffers_free() > 0
+    }
+
+    /// Begins anew with the first bytes of a message, after [`Framer::take_pending`].
+    pub(super) fn restore<'a>(&mut self, parts: impl Iterator<Item = &'a Payload>) {
+        self.start = 0;
+        self.buffer = self.slab.take();
+        for part in parts {
+            if let Some(buffer) = &mut self.buffer {
+                buffer.put(part);
+            }
+        }
+    }
+
     /// Goes on in a fresh buffer, taking the incomplete message along.
     fn next_buffer(&mut self) -> Option<()> {
         let mut fresh = self.slab.take()?;
@@ -44,7 +73,7 @@ impl Framer {
     pub(super) fn filled(
         &mut self,
         n: usize,
-        messages: &mut Vec<Payload>,
+        messages: &mut Vec<Message>,
     ) -> Result<(), ProtocolError> {
         let Some(buffer) = &mut self.buffer else { return Ok(()) };
         buffer.advance(n);
@@ -57,7 +86,7 @@ impl Framer {
             if all.len() - used < length {
                 break;
             }
-            messages.push(buffer.slice(self.start + used, self.start + used + length));
+            messages.push(buffer.slice(self.start + used, self.start + used + length).into());
             used += length;
         }
         self.start += used;

@@ -1,13 +1,22 @@
 //! The `tcp` fabric: messages back to back in one TCP connection, plain or inside TLS 1.3.
+//!
+//! Plain, payload that is in pipes is sent from there, and that of large messages is received
+//! into pipes.
 
 mod frame;
+mod large;
+#[cfg(test)]
+mod tests;
 
 use super::connection::{receive, send};
 use super::session::Session;
-use super::{Broken, Link, Received};
+use super::{Broken, Link, Message, Received};
 use crate::mux::Transmit;
 use frame::Framer;
+use large::{Large, Moved, Next};
+use rdmesh_sys::pipe::{Filling, Pipes};
 use rdmesh_sys::slab::{Payload, Slab};
+use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::TcpStream;
@@ -19,6 +28,8 @@ const QUEUE_BYTES_MAX: usize = 256 << 10;
 const IO_SLICES_MAX: usize = 64;
 /// Reads per turn, so that one busy link does not starve the rest of the worker.
 const READS_PER_TURN: usize = 4;
+/// The same in bytes, for payload that is not read.
+const TURN_BYTES: usize = 1 << 20;
 /// Unsent bytes the kernel may hold: what waits there can no longer be overtaken.
 const UNSENT_BYTES_MAX: u32 = 512 << 10;
 /// Messages per receive buffer: one read takes many small messages or several large ones.
@@ -37,6 +48,10 @@ pub(super) struct TcpLink {
     socket: TcpStream,
     tls: Option<Session>,
     framer: Framer,
+    large: Large,
+    pipes: Pipes,
+    /// What the socket takes next, shared with the message that is first in the queue.
+    stage: Option<Filling>,
     /// Messages received since the last call of `granted`.
     granted: u32,
     queue: VecDeque<Posted>,
@@ -54,18 +69,41 @@ impl Posted {
         self.message.bytes - self.sent_bytes
     }
 
-    /// The parts not yet taken, appended to `slices`.
-    fn slices<'a>(&'a self, slices: &mut Vec<IoSlice<'a>>) {
-        let mut skip = self.sent_bytes;
-        for part in std::iter::once(&self.message.head).chain(&self.message.tails) {
-            if skip >= part.len() {
-                skip -= part.len();
-            } else {
-                slices.push(IoSlice::new(&part[skip..]));
-                skip = 0;
+    /// The parts not yet taken, appended to `slices` up to one that is in a pipe. False if there
+    /// is one.
+    fn slices<'a>(&'a self, slices: &mut Vec<IoSlice<'a>>) -> bool {
+        for (part, skip) in self.parts() {
+            if skip == 0 && part.is_piped() {
+                return false;
             }
+            slices.push(IoSlice::new(&part[skip..]));
         }
+        true
     }
+
+    /// What the kernel has not taken: parts, and how much of the first it has.
+    fn parts(&self) -> impl Iterator<Item = (&Payload, usize)> {
+        let mut skip = self.sent_bytes;
+        let all = std::iter::once(&self.message.head).chain(&self.message.tails);
+        all.filter_map(move |part| {
+            let skipped = skip.min(part.len());
+            skip -= skipped;
+            (skipped < part.len()).then_some((part, skipped))
+        })
+    }
+
+    /// The next part, if it is in a pipe and none of it was sent.
+    fn next_piped(&self) -> Option<&Payload> {
+        let (part, skip) = self.parts().next()?;
+        (skip == 0 && part.is_piped()).then_some(part)
+    }
+}
+
+/// What a step of receiving came to.
+enum Step {
+    /// Go on; so much of the turn is used up.
+    Bytes(usize),
+    End(Received),
 }
 
 impl TcpLink {
@@ -73,12 +111,17 @@ impl TcpLink {
         socket: TcpStream,
         tls: Option<Session>,
         receive: &Slab,
+        pipes: Pipes,
     ) -> Result<Self, Broken> {
+        socket.set_nonblocking(true)?;
         socket2::SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
         Ok(Self {
             socket,
             tls,
             framer: Framer::new(receive.clone()),
+            large: Large::new(pipes.clone()),
+            pipes,
+            stage: None,
             granted: 0,
             queue: VecDeque::new(),
             queued_bytes: 0,
@@ -87,20 +130,54 @@ impl TcpLink {
 
     fn flush_plain(&mut self) -> Result<(), Broken> {
         while !self.queue.is_empty() {
-            let mut slices = Vec::with_capacity(IO_SLICES_MAX);
-            for posted in &self.queue {
-                if slices.len() + 1 + posted.message.tails.len() > IO_SLICES_MAX
-                    && !slices.is_empty()
-                {
-                    break;
-                }
-                posted.slices(&mut slices);
-            }
-            let Some(n) = send(self.socket.as_fd(), &slices)? else { return Ok(()) };
-            drop(slices);
+            let staged = self.stage.as_ref().is_some_and(|stage| !stage.is_empty());
+            let sent =
+                if staged || self.stage_next() { self.send_stage()? } else { self.send_slices()? };
+            let Some(n) = sent else { return Ok(()) };
             self.taken(n);
         }
         Ok(())
+    }
+
+    fn send_slices(&mut self) -> Result<Option<usize>, Broken> {
+        let mut slices = Vec::with_capacity(IO_SLICES_MAX);
+        let mut all = true;
+        for posted in &self.queue {
+            if slices.len() + 1 + posted.message.tails.len() > IO_SLICES_MAX && !slices.is_empty() {
+                break;
+            }
+            all = posted.slices(&mut slices);
+            if !all {
+                break;
+            }
+        }
+        Ok(send(self.socket.as_fd(), &slices, !all)?)
+    }
+
+    /// If what is next is in a pipe, shares it: the message keeps it until it is acknowledged.
+    fn stage_next(&mut self) -> bool {
+        let Some(part) = self.queue.front().and_then(Posted::next_piped) else { return false };
+        if let Some(mut stage) = self.stage.take().or_else(|| self.pipes.take())
+            && stage.share(part)
+        {
+            self.stage = Some(stage);
+            return true;
+        }
+        // To look at it makes the copy that is sent instead.
+        let _copied: &[u8] = part;
+        false
+    }
+
+    fn send_stage(&mut self) -> Result<Option<usize>, Broken> {
+        let Some(stage) = &mut self.stage else { return Ok(Some(0)) };
+        loop {
+            match stage.drain(&self.socket) {
+                Ok(n) => return Ok(Some(n)),
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(io::Error::from(error).into()),
+            }
+        }
     }
 
     /// Counts `n` bytes as taken by the kernel and lets go of messages that left completely.
@@ -115,6 +192,48 @@ impl TcpLink {
             }
             self.queue.pop_front();
         }
+    }
+
+    fn read(&mut self, bytes_max: usize, messages: &mut Vec<Message>) -> Result<Step, Broken> {
+        let Some(space) = self.framer.space() else { return Ok(Step::End(Received::More)) };
+        let wanted = space.len().min(bytes_max);
+        let space = &mut space[..wanted];
+        let got = match &mut self.tls {
+            None => receive(self.socket.as_fd(), space)?,
+            Some(session) => session.read_from(&self.socket, space)?,
+        };
+        let n = match got {
+            None => return Ok(Step::End(Received::Drained)),
+            Some(0) => return Err(Broken::Closed),
+            Some(n) => n,
+        };
+        let before = messages.len();
+        self.framer.filled(n, messages)?;
+        for message in &messages[before..] {
+            self.granted += 1;
+            if self.tls.is_none() {
+                self.large.note(message.head.len());
+            }
+        }
+        // A short plain read has emptied the socket: the next edge tells of more.
+        if n < wanted && self.tls.is_none() {
+            return Ok(Step::End(Received::Drained));
+        }
+        Ok(Step::Bytes(if bytes_max == usize::MAX { TURN_BYTES / READS_PER_TURN } else { n }))
+    }
+
+    fn move_payload(&mut self, messages: &mut Vec<Message>) -> Result<Step, Broken> {
+        Ok(match self.large.advance(&self.socket, &mut self.framer)? {
+            Moved::Message(message) => {
+                let bytes = message.tails.iter().flatten().map(Payload::len).sum();
+                messages.push(message);
+                self.granted += 1;
+                Step::Bytes(bytes)
+            }
+            Moved::Unsuitable => Step::Bytes(0),
+            Moved::Drained => Step::End(Received::Drained),
+            Moved::NoRoom => Step::End(Received::More),
+        })
     }
 
     /// Moves posted messages through the session as far as it and the socket take them.
@@ -147,30 +266,23 @@ impl Link for TcpLink {
         if self.tls.is_some() { self.flush_tls() } else { self.flush_plain() }
     }
 
-    fn receive(&mut self, messages: &mut Vec<Payload>) -> Result<Received, Broken> {
-        for _ in 0..READS_PER_TURN {
-            let Some(space) = self.framer.space() else { return Ok(Received::More) };
-            let wanted = space.len();
-            let got = match &mut self.tls {
-                None => receive(self.socket.as_fd(), space)?,
-                Some(session) => session.read_from(&self.socket, space)?,
+    fn receive(&mut self, messages: &mut Vec<Message>) -> Result<Received, Broken> {
+        let mut turn_bytes = TURN_BYTES;
+        while turn_bytes > 0 {
+            let step = match self.large.next(&mut self.framer) {
+                Next::Read(bytes_max) => self.read(bytes_max, messages)?,
+                Next::Move => self.move_payload(messages)?,
             };
-            match got {
-                None => return Ok(Received::Drained),
-                Some(0) => return Err(Broken::Closed),
-                Some(n) => {
-                    let before = messages.len();
-                    self.framer.filled(n, messages)?;
-                    let new = messages.len() - before;
-                    self.granted += u32::try_from(new).unwrap_or(0);
-                    // A short plain read has emptied the socket: the next edge tells of more.
-                    if n < wanted && self.tls.is_none() {
-                        return Ok(Received::Drained);
-                    }
-                }
+            match step {
+                Step::Bytes(bytes) => turn_bytes = turn_bytes.saturating_sub(bytes),
+                Step::End(received) => return Ok(received),
             }
         }
         Ok(Received::More)
+    }
+
+    fn takes_pipes(&self) -> bool {
+        self.tls.is_none()
     }
 
     fn granted(&mut self) -> u32 {

@@ -5,14 +5,14 @@
 //! connection and the device's events; the set is the link's descriptor.
 
 use super::super::negotiate::Connection;
-use super::super::{Broken, Link, Received};
+use super::super::{Broken, Link, Message, Received};
 use super::{Opened, Prepared};
 use crate::mux::Transmit;
 use rdmesh_sys::slab::{BufMut, Payload, Slab};
 use rdmesh_sys::verbs::{Error, Parts, Polled, QueuePair, status_name};
-use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use std::collections::VecDeque;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
@@ -20,6 +20,8 @@ use std::rc::Rc;
 const QUEUE_BYTES_MAX: usize = 512 << 10;
 /// Every so many messages one reports that it and all before it have left.
 const SIGNAL_EVERY: usize = 16;
+/// The same in bytes: while one part of the queue is reported and filled again, the device has others.
+const SIGNAL_BYTES: usize = QUEUE_BYTES_MAX / 4;
 /// Rounds per turn, so that one busy link does not starve the rest of the worker.
 const POLLS_PER_TURN: usize = 4;
 
@@ -36,6 +38,7 @@ pub(in crate::fabric) struct VerbsLink {
     queue: VecDeque<Parts>,
     queued_bytes: usize,
     unsignalled: usize,
+    unsignalled_bytes: usize,
     completed: Vec<BufMut>,
     /// What [`Link::poll`] came upon.
     failed: Option<Error>,
@@ -97,6 +100,7 @@ impl VerbsLink {
             queue: VecDeque::new(),
             queued_bytes: 0,
             unsignalled: 0,
+            unsignalled_bytes: 0,
             completed: Vec::new(),
             failed: None,
             held: VecDeque::new(),
@@ -107,12 +111,13 @@ impl VerbsLink {
 
     /// Looks at what woke it, without waiting.
     fn look(&mut self) -> Result<(), Broken> {
-        let mut found: Vec<epoll::Event> = Vec::with_capacity(4);
+        let mut space = [MaybeUninit::<epoll::Event>::uninit(); 4];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        match epoll::wait(&self.events, spare_capacity(&mut found), Some(&now)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        let found = match epoll::wait(&self.events, &mut space, Some(&now)) {
+            Ok((found, _)) => &*found,
+            Err(rustix::io::Errno::INTR) => &[],
             Err(error) => return Err(std::io::Error::from(error).into()),
-        }
+        };
         for event in found {
             match event.data.u64() {
                 COMPLETIONS => {
@@ -160,7 +165,7 @@ impl VerbsLink {
 
     /// Hands messages up. For each, the device gets a buffer before its credit is counted: a fresh
     /// one, or, when those are short, the same, and the message is copied out of it.
-    fn deliver(&mut self, messages: &mut Vec<Payload>) -> Result<bool, Broken> {
+    fn deliver(&mut self, messages: &mut Vec<Message>) -> Result<bool, Broken> {
         self.held.extend(self.completed.drain(..));
         while let Some(buffer) = self.held.pop_front() {
             let length = buffer.filled();
@@ -184,7 +189,7 @@ impl VerbsLink {
             };
             self.pair.post_receive(fresh).map_err(broken)?;
             self.granted += 1;
-            messages.push(message);
+            messages.push(message.into());
         }
         Ok(true)
     }
@@ -224,7 +229,7 @@ impl Link for VerbsLink {
         let inline_max = self.pair.capacity().inline_bytes as usize;
         let mut holds = false;
         while let Some(message) = self.queue.pop_front() {
-            let bytes: usize = message.iter().map(|part| part.len()).sum();
+            let bytes: usize = message.iter().map(Payload::len).sum();
             let message = if self.pair.takes(&message) {
                 message
             } else if let Some(gathered) = self.gather(&message) {
@@ -235,10 +240,13 @@ impl Link for VerbsLink {
             };
             self.queued_bytes -= bytes;
             self.unsignalled += 1;
-            holds |= bytes > inline_max;
-            let signal = self.unsignalled >= SIGNAL_EVERY;
+            if bytes > inline_max {
+                self.unsignalled_bytes += bytes;
+                holds = true;
+            }
+            let signal = self.unsignalled >= SIGNAL_EVERY || self.unsignalled_bytes >= SIGNAL_BYTES;
             if signal {
-                (self.unsignalled, holds) = (0, false);
+                (self.unsignalled, self.unsignalled_bytes, holds) = (0, 0, false);
             }
             batch.push(message);
             signals.push(signal);
@@ -246,12 +254,12 @@ impl Link for VerbsLink {
         // What holds buffers is reported by the end of the batch.
         if holds && let Some(last) = signals.last_mut() {
             *last = true;
-            self.unsignalled = 0;
+            (self.unsignalled, self.unsignalled_bytes) = (0, 0);
         }
         self.pair.post_sends(batch, |index| signals.get(index) == Some(&true)).map_err(broken)
     }
 
-    fn receive(&mut self, messages: &mut Vec<Payload>) -> Result<Received, Broken> {
+    fn receive(&mut self, messages: &mut Vec<Message>) -> Result<Received, Broken> {
         let looked = self.look();
         let mut drained = false;
         for _ in 0..POLLS_PER_TURN {

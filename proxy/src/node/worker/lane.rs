@@ -97,6 +97,10 @@ impl LaneSlot {
         }
     }
 
+    pub(super) fn takes_pipes(&self) -> bool {
+        matches!(&self.carrier, Carrier::Link(link) if link.takes_pipes())
+    }
+
     pub(super) fn next_timeout(&self) -> Option<Instant> {
         let waiting = self.waiting.front().map(|waiting| waiting.deadline);
         let attempt = self.attempt.as_ref().map(|attempt| attempt.deadline);

@@ -166,7 +166,7 @@ impl Worker {
         self.metrics.messages(Direction::Received, slot.fabric, messages.len() as u64);
         let mut failed = None;
         for message in messages.drain(..) {
-            if let Err(error) = slot.mux.on_message(message, self.now) {
+            if let Err(error) = message.deliver(&mut slot.mux, self.now) {
                 failed = Some(Broken::from(error));
                 break;
             }

@@ -16,11 +16,13 @@ mod polling;
 mod slots;
 mod stream;
 mod streams;
+mod watchdog;
 
 #[cfg(test)]
 mod tests;
 
 use crate::directory::Snapshot;
+use crate::fabric::Message;
 use crate::fabric::select::Fabrics;
 use crate::metrics::{NodeMetrics, SlabState, WorkerMetrics};
 use crate::mux::{self, Budget, LaneConfig};
@@ -34,7 +36,7 @@ use memory::Arena;
 use pods::PodSlot;
 use polling::Spin;
 use rdmesh_config::{Io, Node};
-use rdmesh_sys::slab::{Payload, Slab};
+use rdmesh_sys::slab::Slab;
 use slots::{Key, Slots};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
@@ -44,6 +46,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stream::Stream;
 use tracing::{info, warn};
+use watchdog::Watchdog;
 
 /// At least the header of one DATA frame.
 const FRAME_BYTES: usize = 16;
@@ -69,6 +72,7 @@ struct Worker {
     metrics: Arc<WorkerMetrics>,
     node_metrics: Arc<NodeMetrics>,
     engine: Engine,
+    watchdog: Watchdog,
     arena: Arena,
     fabrics: Fabrics,
     /// Most bytes of one read: what fits one message beside its headers, so that a bulk stream
@@ -94,7 +98,7 @@ struct Worker {
     timers: BinaryHeap<Reverse<(Instant, u32, u32)>>,
     /// Requests that the control thread's queue had no room for.
     unsent: VecDeque<Request>,
-    messages: Vec<Payload>,
+    messages: Vec<Message>,
     /// Peers whose lies were logged.
     distrusted: HashSet<NodeName>,
     next_handoff_id: u32,
@@ -157,6 +161,7 @@ impl Worker {
             node_metrics: setup.node_metrics,
             distrusted: HashSet::new(),
             engine,
+            watchdog: Watchdog::new(),
             arena: Arena::new(slab),
             fabrics,
             read_bytes_max: message_bytes.saturating_sub(mux::HEADER_BYTES + FRAME_BYTES).max(1),
@@ -242,6 +247,7 @@ impl Worker {
         self.serve_lanes();
         self.write_streams();
         self.expire();
+        self.watchdog.rest(self.now);
         self.look_at_device();
         self.send_requests();
         self.publish();

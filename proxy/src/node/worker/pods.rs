@@ -5,7 +5,7 @@ use super::Worker;
 use super::engine::{Event, Token};
 use super::lane::{Carrier, WAITING_MAX, Waiting};
 use super::slots::Key;
-use super::stream::Stream;
+use super::stream::{Blocked, Stream};
 use crate::directory::policy::Verdict;
 use crate::directory::{Decision, Pod};
 use crate::handoff::{
@@ -20,11 +20,15 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
 /// Answers that may wait for a sidecar before its messages do.
 const ANSWERS_MAX: usize = 1024;
+
+/// Moves that took long within this time are no accident.
+const SUSPICION_LASTS: Duration = Duration::from_secs(1);
+const SUSPICIONS_MAX: u32 = 4;
 
 /// A socket that the sidecar was asked to open.
 pub(super) struct Dial {
@@ -41,11 +45,21 @@ pub(super) struct PodSlot {
     dials: HashMap<u32, Dial>,
     /// Its lies are logged once.
     warned: bool,
+    /// One of its sockets was made blocking: see [`super::watchdog`].
+    blocks: bool,
+    /// How often in a row that seemed so, and since when.
+    suspicions: u32,
+    suspected_at: Option<Instant>,
 }
 
 impl PodSlot {
     pub(super) fn uid(&self) -> &str {
         &self.pod.uid
+    }
+
+    /// Whether payload may be moved from and to its sockets.
+    pub(super) fn moves(&self) -> bool {
+        !self.blocks
     }
 
     pub(super) fn connected(&self) -> bool {
@@ -66,6 +80,9 @@ impl Worker {
                     streams: 0,
                     dials: HashMap::new(),
                     warned: false,
+                    blocks: false,
+                    suspicions: 0,
+                    suspected_at: None,
                 };
                 let key = self.pods.insert(slot);
                 self.pod_keys.insert(uid, key);
@@ -319,6 +336,26 @@ impl Worker {
 
     pub(super) fn tell_drain(&mut self, key: Key) {
         self.tell(key, &ToSidecar::Drain, None);
+    }
+
+    /// Certain, or suspected several times within a second: no more moves for this pod.
+    pub(super) fn distrust_socket(&mut self, key: Key, blocked: Blocked) {
+        let now = self.now;
+        let Some(slot) = self.pods.get_mut(key) else { return };
+        let long_ago = |at: Instant| now.saturating_duration_since(at) > SUSPICION_LASTS;
+        if slot.suspected_at.is_none_or(long_ago) {
+            (slot.suspected_at, slot.suspicions) = (Some(now), 0);
+        }
+        slot.suspicions += 1;
+        let certain = blocked == Blocked::Surely || slot.suspicions >= SUSPICIONS_MAX;
+        if certain && !slot.blocks {
+            slot.blocks = true;
+            warn!(
+                pod = &*slot.pod.name,
+                uid = &*slot.pod.uid,
+                "a handed-over socket was made blocking; this pod's payload is copied from now on"
+            );
+        }
     }
 
     fn distrust(&mut self, key: Key, what: &str) {

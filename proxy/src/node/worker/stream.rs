@@ -5,6 +5,7 @@
 use super::slots::Key;
 use crate::metrics::{FabricKind, Role};
 use crate::mux::StreamId;
+use rdmesh_sys::pipe::Filling;
 use rdmesh_sys::slab::{BufMut, Payload};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
@@ -14,6 +15,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 const IO_SLICES_MAX: usize = 32;
+/// A move that does not wait is over long before.
+const WAIT_MIN: Duration = Duration::from_millis(20);
+/// What is smaller costs less to copy than to move.
+const BULK_BYTES_MIN: usize = 16 << 10;
 /// A held slice of a receive buffer that is smaller than this part of it is copied, so that a slow
 /// application pins no more memory than four times its window.
 const HELD_PART_MIN: usize = 4;
@@ -67,9 +72,26 @@ pub(super) struct Stream {
     /// The peer's FIN has come; it is passed on once `out` is empty.
     pub fin_received: bool,
     pub write_done: bool,
+    /// The last read was as large as it could be: the next may as well be moved.
+    pub bulk: bool,
+    /// The socket was made non-blocking.
+    prepared: bool,
+    /// `out` may hold payload that is in a pipe.
+    piped: bool,
+    /// The socket made a move wait, though it had been non-blocking.
+    pub blocked: Option<Blocked>,
     /// Listed among the streams whose `out` is to be written after this batch.
     pub dirty: bool,
     out: VecDeque<Chunk>,
+}
+
+/// How much a stream's socket is to blame for a move that took long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Blocked {
+    /// It is blocking.
+    Surely,
+    /// It may have been; or the worker was not given the CPU.
+    Perhaps,
 }
 
 /// What a read from the application's socket gave.
@@ -77,6 +99,8 @@ pub(super) enum Read {
     Bytes(Payload),
     End,
     Nothing,
+    /// The socket made the call wait.
+    Interrupted,
     Failed(io::Error),
 }
 
@@ -108,6 +132,10 @@ impl Stream {
             writable: true,
             fin_received: false,
             write_done: false,
+            bulk: false,
+            prepared: false,
+            piped: false,
+            blocked: None,
             dirty: false,
             out: VecDeque::new(),
         }
@@ -127,6 +155,7 @@ impl Stream {
                     if n < room && !self.hangup {
                         self.readable = false;
                     }
+                    self.bulk = n == room && n >= BULK_BYTES_MIN;
                     buffer.advance(n);
                     return Read::Bytes(buffer.slice(start, start + n));
                 }
@@ -140,19 +169,71 @@ impl Stream {
         }
     }
 
+    /// Moves at most `max` bytes into a pipe.
+    pub(super) fn read_moved(&mut self, mut pipe: Filling, max: usize) -> Read {
+        let Some(socket) = &self.socket else { return Read::Nothing };
+        let started = Instant::now();
+        match pipe.fill(socket, max) {
+            Ok(0) => Read::End,
+            // More may be there: a pipe takes no more than so many pieces at a time.
+            Ok(n) => {
+                self.bulk = n >= BULK_BYTES_MIN;
+                Read::Bytes(pipe.finish())
+            }
+            Err(Errno::AGAIN) => {
+                self.readable = false;
+                Read::Nothing
+            }
+            Err(Errno::INTR) => {
+                self.blocked = Blocked::of(socket, started);
+                Read::Interrupted
+            }
+            Err(error) => Read::Failed(error.into()),
+        }
+    }
+
+    /// Before the first move: one that waits is for hostile sockets only.
+    pub(super) fn prepare_moves(&mut self) {
+        if !self.prepared
+            && let Some(socket) = &self.socket
+        {
+            self.prepared = true;
+            // A socket on which this fails is dead; reading tells.
+            let _ = rustix::io::ioctl_fionbio(socket, true);
+        }
+    }
+
+    /// Whether some of what waits could be moved.
+    pub(super) fn holds_pipes(&self) -> bool {
+        self.piped
+    }
+
+    fn next_can_move(&self) -> bool {
+        matches!(self.out.front(), Some(Chunk::Shared(payload)) if payload.can_move())
+    }
+
     pub(super) fn push(&mut self, payload: Payload) {
+        self.piped |= payload.is_piped();
         self.out.push_back(Chunk::Shared(payload));
     }
 
-    /// Writes what waits; returns how many bytes the socket took.
-    pub(super) fn write(&mut self) -> io::Result<usize> {
+    /// Writes what waits, with or without moves; returns how many bytes the socket took.
+    pub(super) fn write(&mut self, moves: bool) -> io::Result<usize> {
         let mut total = 0;
         while self.writable && !self.out.is_empty() {
+            let moves = moves && self.blocked.is_none();
+            if moves && self.next_can_move() {
+                total += self.write_moved()?;
+                continue;
+            }
             let Some(socket) = &self.socket else { break };
             let mut slices = [IoSlice::new(&[]); IO_SLICES_MAX];
             let mut count = 0;
             let mut offered = 0;
             for (slice, chunk) in slices.iter_mut().zip(&self.out) {
+                if moves && matches!(chunk, Chunk::Shared(payload) if payload.can_move()) {
+                    break;
+                }
                 *slice = IoSlice::new(chunk.bytes());
                 offered += chunk.bytes().len();
                 count += 1;
@@ -172,7 +253,37 @@ impl Stream {
             }
         }
         self.hold();
+        self.piped &= !self.out.is_empty();
         Ok(total)
+    }
+
+    /// Moves the first chunk to the socket.
+    fn write_moved(&mut self) -> io::Result<usize> {
+        let (Some(socket), Some(Chunk::Shared(payload))) = (&self.socket, self.out.front_mut())
+        else {
+            return Ok(0);
+        };
+        let started = Instant::now();
+        match payload.move_to(socket) {
+            Ok(n) => {
+                if payload.is_empty() {
+                    self.out.pop_front();
+                } else {
+                    // Full; or somebody made it blocking, and the call was interrupted.
+                    self.blocked = Blocked::of(socket, started);
+                }
+                Ok(n)
+            }
+            Err(Errno::AGAIN) => {
+                self.writable = false;
+                Ok(0)
+            }
+            Err(Errno::INTR) => {
+                self.blocked = Blocked::of(socket, started);
+                Ok(0)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn skip(&mut self, mut n: usize) {
@@ -224,5 +335,16 @@ impl Stream {
     fn linger(&self, linger: Option<Duration>) -> io::Result<()> {
         let Some(socket) = &self.socket else { return Ok(()) };
         socket2::SockRef::from(&socket.as_fd()).set_linger(linger)
+    }
+}
+
+impl Blocked {
+    /// After a move that began at `started` and ended early. A signal can end it without a wait.
+    fn of(socket: &OwnedFd, started: Instant) -> Option<Self> {
+        let flags = rustix::fs::fcntl_getfl(socket);
+        if flags.is_ok_and(|flags| !flags.contains(rustix::fs::OFlags::NONBLOCK)) {
+            return Some(Self::Surely);
+        }
+        (started.elapsed() >= WAIT_MIN).then_some(Self::Perhaps)
     }
 }

@@ -3,6 +3,7 @@
 use super::Worker;
 use super::engine::{Event, Token};
 use super::lane::Waiting;
+use super::pods::PodSlot;
 use super::slots::Key;
 use super::stream::{Read, Stream};
 use crate::metrics::{Direction, Outcome, PassthroughReason, Role};
@@ -94,12 +95,27 @@ impl Worker {
             }
             return;
         }
-        let Some(buffer) = self.arena.for_read() else {
+        let moves = stream.bulk
+            && stream.early.is_none()
+            && slot.takes_pipes()
+            && self.pods.get(stream.pod).is_some_and(PodSlot::moves)
+            && self.watchdog.watches(self.now);
+        let pipe = if moves { self.fabrics.pipes().take() } else { None };
+        let read = if let Some(pipe) = pipe {
+            stream.prepare_moves();
+            stream.read_moved(pipe, max)
+        } else if let Some(buffer) = self.arena.for_read() {
+            stream.read(buffer, max)
+        } else {
             self.starved.push(key);
             return;
         };
-        match stream.read(buffer, max) {
+        match read {
             Read::Bytes(payload) => self.stream_read(key, payload),
+            Read::Interrupted => {
+                self.look_at_blocked(key);
+                self.read_later(key);
+            }
             Read::End => {
                 stream.read_done = true;
                 slot.mux.finish(stream.id);
@@ -173,7 +189,20 @@ impl Worker {
     fn write_stream(&mut self, key: Key) {
         let Some(stream) = self.streams.get_mut(key) else { return };
         let lane = stream.lane;
-        match stream.write() {
+        let moves = stream.holds_pipes()
+            && self.pods.get(stream.pod).is_some_and(PodSlot::moves)
+            && self.watchdog.watches(self.now);
+        if moves {
+            stream.prepare_moves();
+        }
+        let written = stream.write(moves);
+        if stream.blocked.is_some() {
+            self.look_at_blocked(key);
+            // What is left goes on by copies, or later.
+            self.write_later(key);
+        }
+        let Some(stream) = self.streams.get_mut(key) else { return };
+        match written {
             Ok(written) => {
                 stream.finish_write();
                 if written > 0
@@ -187,6 +216,16 @@ impl Worker {
                 debug!(%error, "application's socket takes no more");
                 self.abort(key);
             }
+        }
+    }
+
+    /// A socket may have made the worker wait: see [`super::watchdog`].
+    fn look_at_blocked(&mut self, key: Key) {
+        if let Some(stream) = self.streams.get_mut(key)
+            && let Some(blocked) = stream.blocked.take()
+        {
+            let pod = stream.pod;
+            self.distrust_socket(pod, blocked);
         }
     }
 
@@ -308,7 +347,7 @@ impl Worker {
     pub(super) fn stream_reset(&mut self, key: Key, reason: ResetReason) {
         // What came before the reset goes out before it, as far as the socket takes it.
         if let Some(stream) = self.streams.get_mut(key) {
-            let _ = stream.write();
+            let _ = stream.write(false);
         }
         let outcome = match reason {
             ResetReason::PeerLost => Outcome::LaneLost,

@@ -1,0 +1,65 @@
+//! `make bench`: the suite; `make bench-docs` puts its last report into the documents.
+#![forbid(unsafe_code)]
+
+use anyhow::{Context, Result, bail};
+use rdmesh_tests::suite::{self, Options, Run, USAGE, compare, plot, report};
+use rustix::process::{Resource, Rlimit, setrlimit};
+use std::path::Path;
+use std::process::ExitCode;
+
+const RESULTS: &str = "results.jsonl";
+const REPORT: &str = "report.md";
+const DOCS: &str = "docs/bench";
+
+fn main() -> Result<ExitCode> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.iter().any(|argument| argument == "--help" || argument == "-h") {
+        println!("{USAGE}\n       bench docs DIR");
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let [word, dir] = arguments.as_slice()
+        && word == "docs"
+    {
+        docs(Path::new(dir))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let command = format!("make bench ARGS='{}'", arguments.join(" ")).replace(" ARGS=''", "");
+    let options = Options::parse(arguments.into_iter())?;
+    let old = options.compare.as_deref().map(Run::read).transpose()?;
+    // The idle connections, both ends of them.
+    let files = Some(65_536);
+    setrlimit(Resource::Nofile, Rlimit { current: files, maximum: files })
+        .context("raise the limit on open files: run as root")?;
+    let run = suite::run(&options)?;
+    std::fs::create_dir_all(&options.out)
+        .with_context(|| format!("create {}", options.out.display()))?;
+    run.write(&options.out.join(RESULTS))?;
+    let plots = plot::write(&run, &options.out)?;
+    let path = options.out.join(REPORT);
+    std::fs::write(&path, report::write(&run, &plots, &command))
+        .with_context(|| format!("write {}", path.display()))?;
+    println!("{}\n{}", report::headline(&run), path.display());
+    if let Some(old) = old {
+        let (text, worse) = compare::show(&compare::changes(&old, &run));
+        print!("\nsince the older run:\n{text}");
+        return Ok(if worse { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Copies report, plots and results of `dir` into the documents, and the short table into the README.
+fn docs(dir: &Path) -> Result<()> {
+    let run = Run::read(&dir.join(RESULTS))?;
+    if run.figures.is_empty() {
+        bail!("{} has no figures", dir.join(RESULTS).display());
+    }
+    std::fs::create_dir_all(DOCS).with_context(|| format!("create {DOCS}"))?;
+    for entry in std::fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), Path::new(DOCS).join(entry.file_name()))
+            .with_context(|| format!("copy {}", entry.path().display()))?;
+    }
+    let readme = std::fs::read_to_string("README.md").context("read README.md")?;
+    let readme = report::replace_between(&readme, "bench", &report::headline(&run))?;
+    std::fs::write("README.md", readme).context("write README.md")
+}

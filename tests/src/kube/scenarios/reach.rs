@@ -1,0 +1,183 @@
+//! Who is meshed and who is not, and that each is reached.
+
+use crate::kube::cluster::{Cluster, MESH, PLAIN, items, text};
+use crate::kube::kubectl::eventually;
+use anyhow::{Result, bail, ensure};
+use std::time::{Duration, Instant};
+
+const WORKLOADS: &str = include_str!("../../../kube/workloads.yaml");
+const PLAIN_WORKLOADS: &str = include_str!("../../../kube/plain.yaml");
+const JOB: &str = include_str!("../../../kube/job.yaml");
+const BLOB_BYTES: f64 = 8_388_608.0;
+
+pub fn untouched(cluster: &Cluster) -> Result<String> {
+    cluster.namespace(PLAIN, "")?;
+    cluster.apply(PLAIN, PLAIN_WORKLOADS, &[])?;
+    for what in ["deployment/client", "deployment/server", "daemonset/host"] {
+        cluster.kube.rolled_out(PLAIN, what)?;
+    }
+    let pod = cluster.pod(PLAIN, "client")?.object;
+    ensure!(pod["spec"]["initContainers"].is_null(), "init containers: {}", pod["spec"]);
+    ensure!(items(&pod["spec"]["containers"]).len() == 1, "containers: {}", pod["spec"]);
+    let marks = format!("{}{}", pod["metadata"]["labels"], pod["metadata"]["annotations"]);
+    ensure!(!marks.contains("rdmesh.io"), "marks of the injector: {marks}");
+    let tables = cluster.tables_of_new_pod(PLAIN)?;
+    ensure!(!tables.contains("rdmesh"), "nftables in a pod that is not meshed: {tables}");
+    Ok("one container, no mark, no nftables table".into())
+}
+
+pub fn meshed(cluster: &Cluster) -> Result<String> {
+    cluster.namespace(MESH, ", rdmesh.io/inject: enabled")?;
+    cluster.apply(MESH, WORKLOADS, &[])?;
+    let begun = Instant::now();
+    for app in ["web", "echo", "client-a", "client-b", "traffic"] {
+        cluster.kube.rolled_out(MESH, &format!("deployment/{app}"))?;
+    }
+    let up = begun.elapsed().as_secs_f64();
+    cluster.wait_for_sidecars()?;
+    let pod = cluster.pod(MESH, "web")?.object;
+    let names: Vec<String> =
+        items(&pod["spec"]["initContainers"]).iter().map(|c| text(&c["name"])).collect();
+    ensure!(names == ["rdmesh-init", "rdmesh-proxy"], "init containers: {names:?}");
+    // The look that finds nothing elsewhere finds something here.
+    let tables = cluster.tables_of_new_pod(MESH)?;
+    ensure!(tables.contains("table inet rdmesh"), "nftables in a meshed pod: {tables:?}");
+    let mut directories = 0;
+    for node in &cluster.nodes {
+        let own: Vec<String> = cluster
+            .directories()?
+            .into_iter()
+            .filter(|d| d.starts_with(&format!("{node} ")))
+            .collect();
+        for app in ["web", "client-a"] {
+            let pod = cluster.pod(MESH, app)?;
+            let here = own.iter().any(|entry| entry.ends_with(&pod.uid));
+            if here && pod.object["spec"]["nodeName"] != node.as_str() {
+                bail!(
+                    "{node} has the directory of a pod of another node: the nodes must not share /run/rdmesh (kube-lab: HOSTDIRS=/run/rdmesh)"
+                );
+            }
+            directories += usize::from(here);
+        }
+    }
+    ensure!(
+        directories == 2,
+        "{directories} of 2 per-pod directories are on their nodes: {:?}",
+        cluster.directories()?
+    );
+    Ok(format!("5 deployments ready after {up:.1} s"))
+}
+
+pub fn through_the_mesh(cluster: &Cluster) -> Result<String> {
+    let web = cluster.pod(MESH, "web")?;
+    let service = cluster.kube.json(&["-n", MESH, "get", "service", "web"])?;
+    let cluster_address = text(&service["spec"]["clusterIP"]);
+    let address = match web.address {
+        std::net::IpAddr::V4(v4) => format!("{v4}:8080"),
+        std::net::IpAddr::V6(v6) => format!("[{v6}]:8080"),
+    };
+    let ways = [
+        address,
+        cluster_address,
+        "web".into(),
+        format!("web.{MESH}.svc.cluster.local"),
+        "web-headless:8080".into(),
+    ];
+    let want = cluster.kube.exec(MESH, &web.name, "web", &["sha256sum", "/tmp/data/blob"])?;
+    let want = want.split_whitespace().next().unwrap_or_default().to_owned();
+    let mut seen = Vec::new();
+    for (client, fabric) in [("client-a", "tcp"), ("client-b", "shm")] {
+        let pod = cluster.pod(MESH, client)?;
+        let node = text(&pod.object["spec"]["nodeName"]);
+        let before = cluster.node_metrics(&node)?;
+        for way in &ways {
+            let who = cluster.kube.exec(
+                MESH,
+                &pod.name,
+                "client",
+                &["curl", "-sS", "--max-time", "10", &format!("http://{way}/who")],
+            )?;
+            ensure!(
+                who.trim() == pod.address.to_string(),
+                "{client} at {} reached {way}, which saw {who}",
+                pod.address
+            );
+            let fetch = format!("curl -sS --max-time 30 http://{way}/blob | sha256sum");
+            let got = cluster.kube.exec(MESH, &pod.name, "client", &["sh", "-c", &fetch])?;
+            ensure!(
+                got.starts_with(&want),
+                "{client} got other bytes of {way} than were sent: {got}"
+            );
+        }
+        let after = cluster.node_metrics(&node)?;
+        let sum = |name: &str, labels: &[(&str, &str)]| {
+            after.sum(name, labels) - before.sum(name, labels)
+        };
+        let bytes =
+            sum("rdmesh_stream_bytes_total", &[("direction", "received"), ("fabric", fabric)]);
+        let wanted = BLOB_BYTES * 5.0;
+        ensure!(
+            bytes >= wanted,
+            "{client}: {bytes} bytes came over {fabric}, not {wanted}: {}",
+            after.show("rdmesh_stream_bytes_total")
+        );
+        let streams = sum("rdmesh_streams_total", &[("fabric", fabric)]);
+        ensure!(streams >= 10.0, "{client}: {streams} streams over {fabric}, not 10");
+        seen.push(format!("{client}: {:.0} MiB over {fabric}", bytes / 1_048_576.0));
+    }
+    for app in ["web", "client-a", "client-b"] {
+        let metrics = cluster.sidecar_metrics(app)?;
+        let passed = metrics.sum("rdmesh_passthrough_total", &[]);
+        ensure!(
+            passed == 0.0,
+            "{app} let connections pass through: {}",
+            metrics.show("rdmesh_passthrough_total")
+        );
+    }
+    Ok(format!("{}, source addresses kept, nothing passed through", seen.join(", ")))
+}
+
+/// From the mesh outwards, and inwards from outside.
+pub fn outside(cluster: &Cluster) -> Result<String> {
+    let dial = |namespace: &str, app: &str, to: &str| {
+        let pod = cluster.pod(namespace, app)?;
+        let echo = format!("echo hello | nc -w 5 {to} 7000");
+        let got = cluster.kube.exec(namespace, &pod.name, "client", &["sh", "-c", &echo])?;
+        ensure!(got.trim() == "hello", "{app} sent hello to {to} and got {got:?}");
+        Ok(())
+    };
+    let server = cluster.pod(PLAIN, "server")?;
+    dial(MESH, "client-a", &server.address.to_string())?;
+    let metrics = cluster.sidecar_metrics("client-a")?;
+    let passed = metrics.sum("rdmesh_passthrough_total", &[("reason", "outside_mesh")]);
+    ensure!(passed >= 1.0, "not counted: {}", metrics.show("rdmesh_passthrough_total"));
+    dial(PLAIN, "client", &cluster.pod(MESH, "echo")?.address.to_string())?;
+    Ok("outwards by passthrough (outside_mesh), inwards directly".into())
+}
+
+pub fn job(cluster: &Cluster) -> Result<String> {
+    let begun = Instant::now();
+    cluster.apply(MESH, JOB, &[])?;
+    cluster.kube.run(&[
+        "-n",
+        MESH,
+        "wait",
+        "job/job",
+        "--for=condition=Complete",
+        "--timeout=60s",
+    ])?;
+    let time = begun.elapsed().as_secs_f64();
+    let pods = cluster.kube.json(&["-n", MESH, "get", "pods", "-l", "app=job"])?;
+    let pod = &items(&pods["items"])[0];
+    let address = text(&pod["status"]["podIP"]);
+    let log = cluster.kube.run(&["-n", MESH, "logs", "job/job", "-c", "job"])?;
+    ensure!(log.trim() == address, "the job at {address} was seen as {log}");
+    let uid = text(&pod["metadata"]["uid"]);
+    cluster.kube.run(&["-n", MESH, "delete", "job", "job", "--wait", "--cascade=foreground"])?;
+    eventually(Duration::from_secs(10), "the job's directory is swept", || {
+        let left = cluster.directories()?;
+        ensure!(!left.iter().any(|entry| entry.ends_with(&uid)), "{left:?}");
+        Ok(())
+    })?;
+    Ok(format!("complete after {time:.1} s, its directory swept"))
+}

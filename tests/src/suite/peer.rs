@@ -1,0 +1,95 @@
+//! Proxies of others as paths: one process beside the client and one beside the server for each port,
+//! started by the command lines of a small file.
+//!
+//! ```yaml
+//! name: socat
+//! near: [socat, "TCP-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr", "TCP:{node}:{between}"]
+//! far: [socat, "TCP-LISTEN:{between},bind={node},fork,reuseaddr", "TCP:{server}:{port}"]
+//! ```
+//! `near` runs in the client's pod, `far` on the server's node, whose address is `{node}`.
+
+use super::paths::UNDERLAY_OFFSET;
+use crate::process::Process;
+use crate::{Lab, topology};
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+const START_WITHIN: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peer {
+    pub name: String,
+    near: Vec<String>,
+    far: Vec<String>,
+}
+
+impl Peer {
+    pub fn read(path: &Path) -> Result<Self> {
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        let peer: Self = serde_yaml::from_str(&text)
+            .with_context(|| format!("{} is no peer file", path.display()))?;
+        for (key, command) in [("near", &peer.near), ("far", &peer.far)] {
+            ensure!(!command.is_empty(), "{}: {key} has no program", path.display());
+        }
+        Ok(peer)
+    }
+
+    /// The relay of this suite: what two redirect hops cost at least when a thread reads and writes.
+    pub fn relay() -> Result<Self> {
+        let program = std::env::current_exe()?.with_file_name("relay").display().to_string();
+        let words = |listen: &str, connect: &str| {
+            vec![program.clone(), listen.to_owned(), connect.to_owned()]
+        };
+        Ok(Self {
+            name: "relay".into(),
+            near: words("127.0.0.1:{port}", "{node}:{between}"),
+            far: words("{node}:{between}", "{server}:{port}"),
+        })
+    }
+
+    /// Far ends first. Answers with the processes of node 1 and of node 2.
+    pub fn start(&self, lab: &Lab, ports: &[u16]) -> Result<[Vec<Process>; 2]> {
+        let (client, server) = (lab.pod("client"), lab.pod("server"));
+        let [mut near, mut far] = [Vec::new(), Vec::new()];
+        for port in ports {
+            let between = port + UNDERLAY_OFFSET;
+            let fill = |words: &[String]| {
+                let mut words = words.iter().map(|word| {
+                    word.replace("{port}", &port.to_string())
+                        .replace("{between}", &between.to_string())
+                        .replace("{node}", &topology::node_v4(2).to_string())
+                        .replace("{server}", &server.v4.to_string())
+                });
+                let mut command = Command::new(words.next().unwrap_or_default());
+                command.args(words);
+                command
+            };
+            for (words, netns, port, all) in [
+                (&self.far, &lab.node(2).netns, between, &mut far),
+                (&self.near, &client.netns, *port, &mut near),
+            ] {
+                let name = format!("{}-{port}", self.name);
+                let mut process = lab.spawn(netns, &name, fill(words))?;
+                process.wait_listening(netns, port, START_WITHIN)?;
+                all.push(process);
+            }
+        }
+        Ok([near, far])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_is_read() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/socat.yaml");
+        assert_eq!(Peer::read(&path).unwrap().name, "socat");
+    }
+}
