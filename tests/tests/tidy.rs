@@ -82,9 +82,9 @@ fn sources(under: &str) -> Vec<(String, String)> {
 
 fn is_test_file(file: &str) -> bool {
     let name = file.rsplit('/').next().unwrap_or(file);
-    matches!(name, "tests.rs" | "sim.rs" | "testing.rs")
+    matches!(name, "tests.rs" | "testing.rs")
         || name.ends_with("_tests.rs")
-        || file.contains("/tests/")
+        || ["/tests/", "/sim/"].iter().any(|folder| file.contains(folder))
 }
 
 /// The line without its comment. A `//` inside a string cuts too much, never too little.

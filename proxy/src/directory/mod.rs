@@ -81,7 +81,7 @@ impl std::fmt::Debug for Directory {
 
 enum Source {
     File { path: PathBuf, seen: Mutex<Seen> },
-    Kubernetes { client: ::kube::Client, listen: SocketAddr },
+    Kubernetes { config: Box<::kube::Config>, listen: SocketAddr },
 }
 
 /// What polling remembers. A signature is `None` while there is no readable file.
@@ -121,14 +121,14 @@ impl Directory {
         listen: SocketAddr,
         metrics: Arc<NodeMetrics>,
     ) -> Result<Self, DirectoryError> {
-        let client = kube::client(kubeconfig).await?;
+        let config = Box::new(kube::config(kubeconfig).await?);
         metrics.directory_generation(0);
         Ok(Self {
             me: me.to_owned(),
             current: Arc::new(ArcSwap::from_pointee(kube::unknown(me, listen))),
             generation: watch::Sender::new(0),
             metrics,
-            source: Source::Kubernetes { client, listen },
+            source: Source::Kubernetes { config, listen },
         })
     }
 
@@ -181,14 +181,15 @@ impl Directory {
     pub async fn run(self: Arc<Self>) {
         match &self.source {
             Source::File { .. } => self.follow_file().await,
-            Source::Kubernetes { client, listen } => {
+            Source::Kubernetes { config, listen } => {
                 let source = kube::Source {
-                    client: client.clone(),
+                    config: (**config).clone(),
                     me: self.me.clone(),
                     listen: *listen,
                     metrics: self.metrics.clone(),
                 };
-                source.run(|snapshot| self.publish(snapshot)).await;
+                let this = Arc::clone(&self);
+                kube::in_own_thread(source, move |snapshot| this.publish(snapshot)).await;
             }
         }
     }

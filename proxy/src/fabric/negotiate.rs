@@ -298,7 +298,8 @@ impl<E: Endpoint> Negotiator<E> {
             return Ok(session.write_to(socket)?);
         }
         while !self.unsent.is_empty() {
-            let Some(n) = connection::send(socket.as_fd(), &[IoSlice::new(&self.unsent)], false)? else {
+            let Some(n) = connection::send(socket.as_fd(), &[IoSlice::new(&self.unsent)], false)?
+            else {
                 return Ok(false);
             };
             self.unsent.drain(..n);

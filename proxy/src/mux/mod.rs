@@ -38,5 +38,6 @@ pub use types::{
     RefuseReason, ResetReason, SendError, Side, StreamId,
 };
 pub use wire::{
-    DATA_BYTES, HEADER_BYTES, MESSAGE_BYTES_MIN, VERSION, message_length, message_sizes, tail_lengths,
+    DATA_BYTES, HEADER_BYTES, MESSAGE_BYTES_MIN, VERSION, message_length, message_sizes,
+    tail_lengths,
 };

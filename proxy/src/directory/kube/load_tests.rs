@@ -3,13 +3,17 @@
 
 use super::records::Records;
 use super::tests::{namespace_object, node_object, pod_object, policy_object, put};
+use super::watch_tests::{FakeApi, PODS};
 use super::{build, convert, watch::Watched};
+use crate::directory::Directory;
+use crate::metrics::NodeMetrics;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use serde_json::{Value, json};
 use std::hint::black_box;
 use std::net::SocketAddr;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 const PODS_PER_NODE: usize = 30;
@@ -199,4 +203,77 @@ fn twenty_thousand_pods() {
 #[ignore = "a measurement: make bench-directory"]
 fn a_hundred_and_fifty_thousand_pods() {
     measure(150_000);
+}
+
+/// An API server with as many pods, in a thread of its own; it ends with the sender.
+fn api_server(pods: usize) -> (FakeApi, tokio::sync::oneshot::Sender<()>) {
+    let (give, take) = mpsc::channel();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let api = FakeApi::start().await;
+            api.set_page(500);
+            for number in 0..pods {
+                api.put(PODS, serde_json::from_str(&full_pod(number)).unwrap());
+            }
+            api.forget_history();
+            give.send(api).unwrap();
+            let _ = stopped.await;
+        });
+    });
+    (take.recv().unwrap(), stop)
+}
+
+/// How long the control runtime, where peers and sidecars are served, is held up at most while the
+/// pods are read and changes come.
+fn stalls(pods: usize) {
+    let (api, _stop) = api_server(pods);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let metrics = Arc::new(NodeMetrics::new());
+        let listen = "0.0.0.0:15700".parse().unwrap();
+        let directory = Directory::kubernetes(&api.kubeconfig, "a", listen, metrics).await.unwrap();
+        let directory = Arc::new(directory);
+        let mut generations = directory.watch();
+        let task = tokio::spawn(Arc::clone(&directory).run());
+        let (mut longest, started, cpu) = (Duration::ZERO, Instant::now(), thread_cpu());
+        let mut changes = 0;
+        let mut read = None;
+        let mut last = Instant::now();
+        while changes < 20 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            longest = longest.max(last.elapsed());
+            if generations.has_changed().unwrap() {
+                generations.mark_unchanged();
+                read.get_or_insert(started.elapsed());
+                changes += 1;
+                let mut pod: Value = serde_json::from_str(&full_pod(changes)).unwrap();
+                pod["metadata"]["labels"]["changed"] = changes.to_string().into();
+                api.put(PODS, pod);
+            }
+            assert!(started.elapsed() < Duration::from_secs(120), "{changes} changes were seen");
+            last = Instant::now();
+        }
+        task.abort();
+        println!(
+            "{pods} pods from an API server: complete after {:.2} s; with {changes} changes after \
+             that the control thread had {:.0} ms of CPU to do, and was held up for {:.1} ms at most",
+            read.unwrap_or_default().as_secs_f64(),
+            (thread_cpu() - cpu).as_secs_f64() * 1e3,
+            longest.as_secs_f64() * 1e3
+        );
+    });
+}
+
+/// What the calling thread has used.
+fn thread_cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.try_into().unwrap(), time.tv_nsec.try_into().unwrap())
+}
+
+#[test]
+#[ignore = "a measurement: make bench-directory"]
+fn twenty_thousand_pods_do_not_hold_up_the_control_thread() {
+    stalls(20_000);
 }

@@ -5,6 +5,9 @@
 //! made of the records. Whatever the API server does (away, slow, history gone), the last state
 //! stays in force. What this does not do: write to the API server, or choose endpoints (`services`
 //! says which are ready; the snapshot takes turns).
+//!
+//! All of it is in a thread of its own: reading a large cluster's objects takes seconds, and who reads
+//! waits while a snapshot is made. Peers and sidecars must not wait for that.
 
 mod build;
 mod convert;
@@ -23,6 +26,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
 
 /// Changes come in bursts (a rollout, a node's loss): they are taken together.
 const DEBOUNCE_MIN: Duration = Duration::from_millis(100);
@@ -50,8 +54,8 @@ pub enum KubeError {
     Client(#[source] kube::Error),
 }
 
-/// A client, made from what is on this machine; the API server is not asked anything yet.
-pub(super) async fn client(kubeconfig: &Path) -> Result<kube::Client, KubeError> {
+/// Which API server, and as whom; it is not asked anything yet.
+pub(super) async fn config(kubeconfig: &Path) -> Result<kube::Config, KubeError> {
     let mut config = if kubeconfig.as_os_str().is_empty() {
         kube::Config::incluster().map_err(KubeError::ServiceAccount)?
     } else {
@@ -65,7 +69,33 @@ pub(super) async fn client(kubeconfig: &Path) -> Result<kube::Client, KubeError>
     config.read_timeout = None;
     // It has its own pauses between tries, too.
     config.default_retry = false;
-    kube::Client::try_from(config).map_err(KubeError::Client)
+    // A client belongs to the thread that it is made in; here it only tells what is wrong with the config.
+    kube::Client::try_from(config.clone()).map_err(KubeError::Client)?;
+    Ok(config)
+}
+
+/// Runs `source` in a thread of its own until the future is dropped.
+pub(super) async fn in_own_thread(source: Source, publish: impl Fn(Snapshot) + Send + 'static) {
+    // Dropped with the future, which ends the thread.
+    let (_alive, gone) = oneshot::channel::<()>();
+    let thread = std::thread::Builder::new().name("directory".into()).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        match runtime {
+            Ok(runtime) => runtime.block_on(async {
+                tokio::select! {
+                    () = source.run(publish) => {}
+                    _ = gone => {}
+                }
+            }),
+            Err(error) => {
+                tracing::error!(%error, "no runtime for the directory; it stays as it is");
+            }
+        }
+    });
+    if let Err(error) = thread {
+        tracing::error!(%error, "no thread for the directory; it stays as it is");
+    }
+    std::future::pending::<()>().await;
 }
 
 /// What is known before the API server has answered: this node. Everything passes through.
@@ -77,7 +107,7 @@ pub(super) fn unknown(me: &str, listen: SocketAddr) -> Snapshot {
 }
 
 pub(super) struct Source {
-    pub client: kube::Client,
+    pub config: kube::Config,
     pub me: String,
     /// Where this node proxy listens; peers are expected at the same port.
     pub listen: SocketAddr,
@@ -87,10 +117,17 @@ pub(super) struct Source {
 impl Source {
     /// Gives every new state to `publish`, until the future is dropped.
     pub async fn run(self, publish: impl Fn(Snapshot)) {
+        let client = match kube::Client::try_from(self.config.clone()) {
+            Ok(client) => client,
+            Err(error) => {
+                tracing::error!(%error, "no client of the API server; the directory stays as it is");
+                return;
+            }
+        };
         let store = Arc::new(Store::new());
-        let watches = watch::all(&self.client, &store, &self.metrics);
+        let watches = watch::all(&client, &store, &self.metrics);
         let _watches = AbortOnDrop(watches);
-        tokio::join!(warn_of_foreign_policies(&self.client), self.rebuild(&store, publish));
+        tokio::join!(warn_of_foreign_policies(&client), self.rebuild(&store, publish));
     }
 
     async fn rebuild(&self, store: &Arc<Store>, publish: impl Fn(Snapshot)) {

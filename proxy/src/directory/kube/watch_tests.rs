@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-const PODS: &str = "/api/v1/pods";
+pub(super) const PODS: &str = "/api/v1/pods";
 const NODES: &str = "/api/v1/nodes";
 const NAMESPACES: &str = "/api/v1/namespaces";
 const POLICIES: &str = "/apis/networking.k8s.io/v1/networkpolicies";
@@ -39,14 +39,15 @@ struct State {
     version: u64,
     mood: Mood,
     lists: usize,
+    page: usize,
 }
 
-/// An API server of a few lines: lists in pages of one, watches, and moods.
-struct FakeApi {
+/// An API server of a few lines: lists in pages (of one, if nothing else is said), watches, and moods.
+pub(super) struct FakeApi {
     state: Arc<Mutex<State>>,
     /// Tells watches to look at the log, or (when the mood changed) to end.
     changed: watch::Sender<()>,
-    kubeconfig: PathBuf,
+    pub kubeconfig: PathBuf,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -58,7 +59,7 @@ impl Drop for FakeApi {
 }
 
 impl FakeApi {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -80,6 +81,7 @@ impl FakeApi {
             version: 1,
             mood: Mood::Good,
             lists: 0,
+            page: 1,
         }));
         let changed = watch::Sender::new(());
         let (accepting, signal) = (state.clone(), changed.clone());
@@ -92,7 +94,7 @@ impl FakeApi {
         Self { state, changed, kubeconfig, task }
     }
 
-    fn put(&self, path: &str, mut object: Value) {
+    pub fn put(&self, path: &str, mut object: Value) {
         let mut state = self.state.lock().unwrap();
         state.version += 1;
         object["metadata"]["resourceVersion"] = state.version.to_string().into();
@@ -123,8 +125,12 @@ impl FakeApi {
     }
 
     /// Changes what is stored, and no watch tells.
-    fn forget_history(&self) {
+    pub fn forget_history(&self) {
         self.state.lock().unwrap().log.clear();
+    }
+
+    pub fn set_page(&self, objects: usize) {
+        self.state.lock().unwrap().page = objects;
     }
 
     fn lists(&self) -> usize {
@@ -175,17 +181,17 @@ async fn respond(stream: &mut TcpStream, code: u16, body: &Value) {
     let _ = stream.write_all(text.as_bytes()).await;
 }
 
-/// A page of one object.
 fn list(state: &mut State, path: &str, query: &BTreeMap<&str, &str>) -> Value {
     let at: usize = query.get("continue").map_or(0, |token| token.parse().unwrap());
     state.lists += usize::from(at == 0);
     let all: Vec<&Value> =
         state.objects.iter().filter(|((kind, _), _)| kind == path).map(|(_, o)| o).collect();
-    let next = (at + 1 < all.len()).then(|| (at + 1).to_string());
+    let end = (at + state.page).min(all.len());
+    let next = (end < all.len()).then(|| end.to_string());
     json!({
         "apiVersion": "v1", "kind": "List", "groups": [],
         "metadata": {"resourceVersion": state.version.to_string(), "continue": next},
-        "items": all.get(at..=at).unwrap_or_default(),
+        "items": all.get(at..end).unwrap_or_default(),
     })
 }
 

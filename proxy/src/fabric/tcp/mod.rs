@@ -131,11 +131,8 @@ impl TcpLink {
     fn flush_plain(&mut self) -> Result<(), Broken> {
         while !self.queue.is_empty() {
             let staged = self.stage.as_ref().is_some_and(|stage| !stage.is_empty());
-            let sent = if staged || self.stage_next() {
-                self.send_stage()?
-            } else {
-                self.send_slices()?
-            };
+            let sent =
+                if staged || self.stage_next() { self.send_stage()? } else { self.send_slices()? };
             let Some(n) = sent else { return Ok(()) };
             self.taken(n);
         }

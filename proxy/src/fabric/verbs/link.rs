@@ -229,7 +229,7 @@ impl Link for VerbsLink {
         let inline_max = self.pair.capacity().inline_bytes as usize;
         let mut holds = false;
         while let Some(message) = self.queue.pop_front() {
-            let bytes: usize = message.iter().map(|part| part.len()).sum();
+            let bytes: usize = message.iter().map(Payload::len).sum();
             let message = if self.pair.takes(&message) {
                 message
             } else if let Some(gathered) = self.gather(&message) {

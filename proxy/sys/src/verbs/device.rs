@@ -153,10 +153,12 @@ impl Device {
                 let index: u8 = entry.ok()?.file_name().to_str()?.parse().ok()?;
                 let text = fs::read_to_string(base.join(format!("gids/{index}"))).ok()?;
                 let raw = text.trim().parse::<Ipv6Addr>().ok()?.octets();
-                // Reading the type of an unused entry fails.
+                if raw == [0; 16] {
+                    return None;
+                }
                 let kind = fs::read_to_string(base.join(format!("gid_attrs/types/{index}")));
                 let roce_v2 = kind.is_ok_and(|kind| kind.trim() == "RoCE v2");
-                (raw != [0; 16]).then_some(Gid { index, raw, roce_v2 })
+                Some(Gid { index, raw, roce_v2 })
             })
             .collect();
         gids.sort_by_key(|gid| gid.index);

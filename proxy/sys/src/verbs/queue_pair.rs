@@ -473,7 +473,7 @@ struct Request {
 }
 
 fn bytes(message: &Parts) -> usize {
-    message.iter().map(|part| part.len()).sum()
+    message.iter().map(Payload::len).sum()
 }
 
 fn blank() -> ib::ibv_qp_attr {

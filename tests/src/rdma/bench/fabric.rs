@@ -23,8 +23,7 @@ const BATCH: u32 = 32;
 const LISTS: &str = "ib_send_bw -l 32 -Q 32";
 /// A guest has no room for the defaults.
 const CONFIG: &str = "/rdmesh/bench-link.yaml";
-const LIMITS: &str = "node: {limits: {window_budget_bytes: 67108864, slab_bytes: 16777216}, \
-                      verbs: {receive_bytes: 16777216}}";
+const LIMITS: &str = "node: {limits: {window_budget_bytes: 67108864, slab_bytes: 16777216}}";
 
 /// Messages there and back.
 fn iterations(size: u32) -> u32 {
