@@ -57,9 +57,20 @@ fn stall(near: &mut TcpStream) -> usize {
 
 #[test]
 fn a_stopped_reader_stops_nobody_else() {
+    stop_one_reader(true);
+}
+
+/// Payload is in pipes there.
+#[test]
+fn a_stopped_reader_stops_nobody_else_in_plain_text() {
+    stop_one_reader(false);
+}
+
+fn stop_one_reader(encrypt: bool) {
     let _alone = alone();
     const BUDGET: u64 = 256 << 20;
     let lab = lab_with(&Plan::new().pod("a", 1).pod("b", 2), |config| {
+        config.node.encrypt = encrypt;
         config.node.limits.window_budget_bytes = BUDGET;
     });
     let (a, b) = (lab.pod("a"), lab.pod("b"));
@@ -113,9 +124,20 @@ fn go_on(near: &mut TcpStream, far: &mut TcpStream, stuck: usize) {
 
 #[test]
 fn many_stopped_readers_stay_within_the_budget() {
+    stop_many_readers(true);
+}
+
+/// Payload is in pipes there.
+#[test]
+fn many_stopped_readers_stay_within_the_budget_in_plain_text() {
+    stop_many_readers(false);
+}
+
+fn stop_many_readers(encrypt: bool) {
     let _alone = alone();
     const BUDGET: u64 = 32 << 20;
     let lab = lab_with(&Plan::new().pod("a", 1).pod("b", 2), |config| {
+        config.node.encrypt = encrypt;
         config.node.limits.window_budget_bytes = BUDGET;
     });
     let (a, b) = (lab.pod("a"), lab.pod("b"));

@@ -15,6 +15,9 @@ use std::time::Duration;
 /// Between the nodes, HAProxy uses the application's port plus this.
 const UNDERLAY_OFFSET: u16 = 20_000;
 
+/// Enough for the idle workload.
+const CONNECTIONS_WANTED: u64 = 15_000;
+
 pub const CLIENT_SIDE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// With `tls` the two speak TLS to each other. Answers with the far one and the near one.
@@ -76,10 +79,18 @@ pub fn redirect(lab: &Lab, ports: &[u16]) -> Result<()> {
 
 /// One thread, as rdmesh has one worker; everything else as HAProxy comes.
 fn head() -> String {
-    "global\n  nbthread 1\n  maxconn 15000\n  log stderr local0 err\n\
-     defaults\n  mode tcp\n  maxconn 15000\n  timeout connect 10s\n  timeout client 1h\n  \
-     timeout server 1h\n"
-        .to_owned()
+    let connections = connections_max();
+    format!(
+        "global\n  nbthread 1\n  maxconn {connections}\n  log stderr local0 err\n\
+         defaults\n  mode tcp\n  maxconn {connections}\n  timeout connect 10s\n  \
+         timeout client 1h\n  timeout server 1h\n"
+    )
+}
+
+/// HAProxy does not start when two descriptors for each and a few more are not to be had.
+fn connections_max() -> u64 {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    files.map_or(CONNECTIONS_WANTED, |files| CONNECTIONS_WANTED.min(files.saturating_sub(200) / 2))
 }
 
 /// What the near one and the far one say for mutual TLS, with certificates as rdmesh makes them.

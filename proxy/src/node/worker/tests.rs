@@ -14,6 +14,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, spawn};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -180,19 +181,28 @@ impl Rig {
 
     /// A client's socket whose other end was handed over; not yet answered.
     fn hand_over(&mut self, dst: SocketAddr) -> TcpStream {
+        self.hand_over_and_keep(dst).0
+    }
+
+    /// As that, with the other end too.
+    fn hand_over_and_keep(&mut self, dst: SocketAddr) -> (TcpStream, TcpStream) {
         let (client, accepted) = connected();
         self.next_id += 1;
         let src = client.local_addr().unwrap();
         let open = ToNode::Open { id: self.next_id, orig_dst: dst, src };
         self.client_sidecar.send(&open, Some(accepted.as_fd())).unwrap();
-        client
+        (client, accepted)
     }
 
     fn connect(&mut self, dst: SocketAddr) -> TcpStream {
         let client = self.hand_over(dst);
+        self.taken();
+        client
+    }
+
+    fn taken(&mut self) {
         let (answer, _) = receive(&mut self.client_sidecar).unwrap();
         assert_eq!(answer, ToSidecar::Taken { id: self.next_id });
-        client
     }
 }
 
@@ -241,6 +251,60 @@ fn bytes_both_ways_and_half_close() {
     client.read_to_end(&mut got).unwrap();
     assert!(got == down);
     download.join().unwrap();
+}
+
+/// Whoever has a copy of a handed-over socket can make it blocking, and a move would wait on it.
+#[test]
+fn a_socket_that_is_made_blocking_stops_nobody() {
+    let mut rig = Rig::new();
+    let (listener, address) = server();
+    let (mut client, accepted) = rig.hand_over_and_keep(address);
+    rig.taken();
+    let (mut served, _) = listener.accept().unwrap();
+    served.set_read_timeout(Some(PATIENCE)).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let meddler = {
+        let stop = Arc::clone(&stop);
+        spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                accepted.set_nonblocking(false).unwrap();
+                std::thread::yield_now();
+            }
+        })
+    };
+    // After each part the worker finds the socket empty.
+    for part in 0..40 {
+        let sent = pattern(part, 1 << 20);
+        let upload = {
+            let (mut client, sent) = (client.try_clone().unwrap(), sent.clone());
+            spawn(move || client.write_all(&sent).unwrap())
+        };
+        let mut got = vec![0; sent.len()];
+        served.read_exact(&mut got).unwrap();
+        assert!(got == sent);
+        upload.join().unwrap();
+    }
+    // Nor when it takes nothing: somebody else is served meanwhile.
+    let flood = {
+        let mut served = served.try_clone().unwrap();
+        spawn(move || served.write_all(&pattern(7, 16 << 20)).unwrap())
+    };
+    let mut other = rig.connect(address);
+    other.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (mut other_served, _) = listener.accept().unwrap();
+    for byte in 0..100 {
+        other.write_all(&[byte]).unwrap();
+        let mut got = [0];
+        other_served.set_read_timeout(Some(PATIENCE)).unwrap();
+        other_served.read_exact(&mut got).unwrap();
+        assert_eq!(got, [byte]);
+    }
+    let mut got = vec![0; 16 << 20];
+    client.read_exact(&mut got).unwrap();
+    assert!(got == pattern(7, 16 << 20));
+    flood.join().unwrap();
+    stop.store(true, Ordering::Relaxed);
+    meddler.join().unwrap();
 }
 
 #[test]
