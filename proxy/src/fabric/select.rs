@@ -122,6 +122,23 @@ impl Fabrics {
         })
     }
 
+    /// Whether there is a device for queue pairs between the addresses of this connection, as far
+    /// as this end can tell without the other.
+    #[must_use]
+    pub fn verbs_usable(&self, connection: BorrowedFd<'_>) -> bool {
+        #[cfg(feature = "verbs")]
+        {
+            let local = rustix::net::getsockname(connection).ok();
+            let local = local.and_then(|address| std::net::SocketAddr::try_from(address).ok());
+            local.is_some_and(|local| self.verbs.usable(local.ip().to_canonical()))
+        }
+        #[cfg(not(feature = "verbs"))]
+        {
+            let _ = connection;
+            false
+        }
+    }
+
     /// Whether a device is in use that can be removed without telling.
     #[must_use]
     pub fn uses_device(&self) -> bool {

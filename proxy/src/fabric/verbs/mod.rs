@@ -116,6 +116,11 @@ impl Verbs {
         Self { options, credits_max, buffer_bytes, sends, spill, opened: Weak::new() }
     }
 
+    /// Whether a device would be found for a link whose own end has the address `local`.
+    pub(super) fn usable(&self, local: IpAddr) -> bool {
+        choose(&self.options, local).is_ok()
+    }
+
     /// Whether a device is in use: [`Self::removed`] wants to be asked now and then.
     pub(super) fn in_use(&self) -> bool {
         self.opened.strong_count() > 0

@@ -154,7 +154,7 @@ impl Worker {
             self.look_at.get_or_insert(self.now + LOOK_EVERY);
         }
         slot.path.renew_at = None;
-        if again {
+        if again && !had_link {
             slot.failovers += 1;
         }
         let fabric = after.as_str();
@@ -166,9 +166,9 @@ impl Worker {
                 info!(peer = &*slot.peer, reason, "the link is not verbs");
                 slot.path.told = reason;
             }
-            let own = own.map(|why| why.absence);
-            if [own, absence].into_iter().flatten().all(Absence::may_pass) {
-                self.renew_later(key, own != Some(Absence::RecentFailure));
+            // Who lacks it asks again: the other end cannot see when that is over.
+            if let Some(own) = own.map(|why| why.absence).filter(|absence| absence.may_pass()) {
+                self.renew_later(key, own != Absence::RecentFailure);
             }
         } else if let Some(slot) = self.lanes.get_mut(key) {
             slot.path.told.clear();
@@ -182,7 +182,7 @@ impl Worker {
         self.serve(key);
     }
 
-    /// Plans the next try with verbs; one of the two ends asks.
+    /// Plans the next try with verbs.
     fn renew_later(&mut self, key: Key, failed: bool) {
         let verbs = &self.config.verbs;
         let (min_ms, max_ms) = (verbs.renew_min_ms, verbs.renew_max_ms);
@@ -325,6 +325,22 @@ impl Worker {
         self.serve_lanes();
     }
 
+    /// Asks for a link once more, if what this end lacked for verbs is there now.
+    fn renew(&mut self, key: Key) {
+        let Some(slot) = self.lanes.get(key) else { return };
+        let Carrier::Link(link) = &slot.carrier else { return };
+        if slot.attempt.is_some() {
+            return;
+        }
+        if !self.fabrics.verbs_usable(link.connection()) {
+            self.renew_later(key, true);
+            return;
+        }
+        debug!(peer = &*slot.peer, lane = slot.number, "tries verbs again");
+        let link_id = slot.link_id;
+        self.want_another(key, link_id, "another fabric may work again".to_owned());
+    }
+
     /// An attempt that takes too long is given up; a lane whose time on `tcp` is over asks for a
     /// link once more.
     pub(super) fn attempt_timeout(&mut self, key: Key) {
@@ -336,14 +352,7 @@ impl Worker {
         }
         if slot.path.renew_at.is_some_and(|at| at <= now) {
             slot.path.renew_at = None;
-            let asks = slot.attempt.is_none()
-                && Side::of(&self.config.name, &slot.peer) == Side::Dialer
-                && matches!(slot.carrier, Carrier::Link(_));
-            if asks {
-                debug!(peer = &*slot.peer, lane = slot.number, "tries verbs again");
-                let link_id = slot.link_id;
-                self.want_another(key, link_id, "another fabric may work again".to_owned());
-            }
+            self.renew(key);
         }
     }
 }
