@@ -57,6 +57,8 @@ pub(super) struct End {
     pub counted: u64,
     posted: u64,
     told: u64,
+    /// What the other end was told last of those received.
+    pub told_received: u64,
     peer_posted: u64,
     kind: Kind,
     credits: u32,
@@ -96,6 +98,7 @@ impl End {
             counted: 0,
             posted: ready.credits.into(),
             told: 0,
+            told_received: 0,
             // Enough for the first message, which tells the rest.
             peer_posted: 1,
             kind: ready.kind,
@@ -142,7 +145,7 @@ impl End {
         }
         self.link.post_send(Transmit { head, tails, bytes });
         self.sent += 1;
-        self.told = self.posted;
+        (self.told, self.told_received) = (self.posted, self.received);
         true
     }
 

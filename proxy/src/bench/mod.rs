@@ -134,14 +134,13 @@ mod tests {
     }
 
     #[test]
-    fn every_test_runs_over_one_link() {
+    fn tests_of_the_link_follow_each_other_on_one_link() {
         for poll in [Poll::Off, Poll::Always] {
             let mut tests = Vec::new();
             for bytes in [40, 64, 1025, 64 << 10] {
                 tests.push(Test::Latency { bytes, messages: 20 });
                 tests.push(Test::Rate { bytes, messages: 300 });
             }
-            tests.push(Test::Lane { bytes: 64, pieces: 50_000, streams: 16 });
             let report = both(&Plan { poll, tests: tests.clone() });
             assert_eq!(report.figures.len(), tests.len());
             assert_eq!(report.fabric, "tcp");

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, bail};
 use rdmesh_tests::suite::{self, Options, Run, USAGE, compare, plot, report};
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -27,9 +27,9 @@ fn main() -> Result<ExitCode> {
     let options = Options::parse(arguments.into_iter())?;
     let old = options.compare.as_deref().map(Run::read).transpose()?;
     // The idle connections, both ends of them.
-    let files = Some(65_536);
-    setrlimit(Resource::Nofile, Rlimit { current: files, maximum: files })
-        .context("raise the limit on open files: run as root")?;
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+        .context("raise the limit on open files")?;
     let run = suite::run(&options)?;
     std::fs::create_dir_all(&options.out)
         .with_context(|| format!("create {}", options.out.display()))?;

@@ -71,7 +71,7 @@ pub fn all(quick: bool) -> Vec<Job> {
     jobs.push(Job::new("64 streams of 64 B messages", What::Small));
     jobs.push(Job::new("ping-pong beside 8 bulk streams", What::Mixed));
     if !quick {
-        jobs.push(Job::new("10,000 idle connections", What::Idle));
+        jobs.push(Job::new("8,000 idle connections", What::Idle));
     }
     jobs
 }

@@ -21,7 +21,7 @@ use std::time::Duration;
 /// Between the nodes, pairs of proxies use the application's port plus this.
 pub const UNDERLAY_OFFSET: u16 = 20_000;
 const IDLE_PORT: u16 = 7000;
-const IDLE_STREAMS: usize = 10_000;
+const IDLE_STREAMS: usize = 8_000;
 const PORTS: [u16; 6] =
     [IPERF_PORT, SOCKPERF_PORT, HTTP_PORT, REDIS_PORT, servers::POSTGRES_PORT, IDLE_PORT];
 const SMALL_BYTES: f64 = 64.0;

@@ -20,7 +20,7 @@ const HEADLINE: [(&str, Option<u32>, &str); 14] = [
     ("PostgreSQL, select-only, 8 clients", None, "rate"),
     ("64 streams of 64 B messages", None, "rate"),
     ("ping-pong beside 8 bulk streams", None, "p99"),
-    ("10,000 idle connections", None, "memory of the process that takes most"),
+    ("8,000 idle connections", None, "memory of the process that takes most"),
 ];
 
 type Summaries = BTreeMap<(Subject, String), Summary>;
