@@ -1,5 +1,6 @@
 //! CPU time of a stretch: ours, and what the rest of the machine took meanwhile.
 
+use crate::suite::cpu::{Machine, machine};
 use rdmesh_proxy::demo::lab::process::cpu_seconds;
 use std::time::Instant;
 
@@ -24,14 +25,6 @@ pub struct Usage {
     pub steal: f64,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Machine {
-    busy: f64,
-    interrupts: f64,
-    steal: f64,
-    cpus: f64,
-}
-
 impl Meter {
     /// `pids` live through the whole stretch; children of this process that end in it are counted
     /// too.
@@ -46,7 +39,7 @@ impl Meter {
         let wall = self.started.elapsed().as_secs_f64();
         let now = machine();
         let all = wall * now.cpus;
-        let interrupts = now.interrupts - self.machine.interrupts;
+        let interrupts = now.softirq - self.machine.softirq;
         let cpu_seconds = ours(&self.pids) - self.ours + interrupts;
         let busy = now.busy - self.machine.busy;
         Usage {
@@ -67,21 +60,4 @@ fn self_and_children() -> f64 {
     let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
     let ticks = fields.split(' ').skip(11).take(4).filter_map(|f| f.parse::<f64>().ok());
     ticks.sum::<f64>() / TICKS_PER_SECOND
-}
-
-fn machine() -> Machine {
-    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    let cpus = stat.lines().filter(|l| l.starts_with("cpu") && !l.starts_with("cpu ")).count();
-    let line = stat.lines().next().unwrap_or_default();
-    let fields: Vec<f64> = line
-        .split_whitespace()
-        .skip(1)
-        .map(|f| f.parse::<f64>().unwrap_or(0.0) / TICKS_PER_SECOND)
-        .collect();
-    let at = |index: usize| fields.get(index).copied().unwrap_or(0.0);
-    // user nice system idle iowait irq softirq steal
-    let interrupts = at(5) + at(6);
-    #[allow(clippy::cast_precision_loss)]
-    let cpus = cpus.max(1) as f64;
-    Machine { busy: at(0) + at(1) + at(2) + interrupts, interrupts, steal: at(7), cpus }
 }

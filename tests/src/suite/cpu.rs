@@ -37,11 +37,11 @@ impl Usage {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Machine {
-    busy: f64,
-    softirq: f64,
-    steal: f64,
-    cpus: f64,
+pub(crate) struct Machine {
+    pub busy: f64,
+    pub softirq: f64,
+    pub steal: f64,
+    pub cpus: f64,
 }
 
 impl Meter {
@@ -89,7 +89,7 @@ fn add(node: &mut Node, path: &str) {
     }
 }
 
-fn machine() -> Machine {
+pub(crate) fn machine() -> Machine {
     let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
     let cpus = stat.lines().filter(|l| l.starts_with("cpu") && !l.starts_with("cpu ")).count();
     let line = stat.lines().next().unwrap_or_default();

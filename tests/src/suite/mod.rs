@@ -5,7 +5,7 @@
 //! ratios within one run count, and [`compare`] knows how much a run scattered.
 
 pub mod compare;
-mod cpu;
+pub(crate) mod cpu;
 mod jobs;
 mod machine;
 mod paths;
