@@ -17,6 +17,11 @@ use std::time::{Duration, Instant};
 const ONE_PIECE_BYTES_MAX: usize = 1024;
 /// Looks between two looks at the clock, with `Poll::Always`.
 const LOOKS: u32 = 1024;
+/// A message that counts has more than a header.
+pub(super) const SHORTEST: u32 = HEADER_BYTES as u32 + 1;
+/// What the descriptors of the link tell of.
+const MESSAGES: u64 = 0;
+const ALARM: u64 = 1;
 
 /// Memory that messages leave from: heads packed one behind the other, and a buffer of payload.
 pub(super) struct Memory {
@@ -51,14 +56,15 @@ pub(super) struct End {
     pub arrived: Vec<Message>,
     /// Messages of the link so far, and what the other end has said of them.
     pub sent: u64,
-    pub received: u64,
+    received: u64,
     pub peer_received: u64,
-    /// Of those received, how many the tests have counted: the next may be there already.
-    pub counted: u64,
+    /// Of those received, which are not mere news of credits, and how many the tests have counted.
+    arrivals: u64,
+    counted: u64,
     posted: u64,
     told: u64,
     /// What the other end was told last of those received.
-    pub told_received: u64,
+    told_received: u64,
     peer_posted: u64,
     kind: Kind,
     credits: u32,
@@ -86,8 +92,12 @@ impl End {
             | epoll::EventFlags::OUT
             | epoll::EventFlags::RDHUP
             | epoll::EventFlags::ET;
-        epoll::add(&events, ready.link.descriptor(), epoll::EventData::new_u64(0), flags)
+        epoll::add(&events, ready.link.descriptor(), epoll::EventData::new_u64(MESSAGES), flags)
             .map_err(io::Error::from)?;
+        if let Some(alarm) = ready.link.alarm() {
+            epoll::add(&events, alarm, epoll::EventData::new_u64(ALARM), flags)
+                .map_err(io::Error::from)?;
+        }
         let mut end = Self {
             link: ready.link,
             memory: Memory::new(slab)?,
@@ -95,12 +105,13 @@ impl End {
             sent: 0,
             received: 0,
             peer_received: 0,
+            arrivals: 0,
             counted: 0,
             posted: ready.credits.into(),
             told: 0,
             told_received: 0,
             // Enough for the first message, which tells the rest.
-            peer_posted: 1,
+            peer_posted: 2,
             kind: ready.kind,
             credits: ready.credits,
             events,
@@ -110,7 +121,7 @@ impl End {
             looks: 0,
             _fabrics: fabrics,
         };
-        end.tell()?;
+        end.say(SHORTEST)?;
         end.await_message()?;
         Ok(end)
     }
@@ -127,8 +138,9 @@ impl End {
         self.credits
     }
 
+    /// The last credit is for news of credits, or two ends without any would wait for each other.
     pub fn may_send(&self) -> bool {
-        self.link.has_room() && self.sent < self.peer_posted
+        self.link.has_room() && self.sent + 1 < self.peer_posted
     }
 
     /// Posts a message of `bytes`; the caller flushes. False: there is no memory for it now.
@@ -149,18 +161,37 @@ impl End {
         true
     }
 
-    /// A message that only tells what was received and posted.
-    pub fn tell(&mut self) -> Result<(), Error> {
-        while !(self.may_send() && self.send(HEADER_BYTES as u32)) {
+    /// Sends a message that counts, as soon as there is room and credit for it.
+    pub fn say(&mut self, bytes: u32) -> Result<(), Error> {
+        while !(self.may_send() && self.send(bytes)) {
             self.turn()?;
             self.read()?;
         }
         Ok(self.link.flush()?)
     }
 
-    /// Enough new credits to be worth a message, as a lane counts it.
-    pub fn has_to_tell(&self) -> bool {
-        self.posted - self.told >= u64::from(self.credits / 4).max(2)
+    /// Lets the other end know of all that it has sent; it need not wait for more.
+    pub fn tell(&mut self) -> Result<(), Error> {
+        while self.told_received < self.received && !self.send_news() {
+            self.turn()?;
+            self.read()?;
+        }
+        Ok(self.link.flush()?)
+    }
+
+    /// False: there is no room, credit or memory for it now.
+    fn send_news(&mut self) -> bool {
+        let may = self.link.has_room() && self.sent < self.peer_posted;
+        may && self.send(HEADER_BYTES as u32)
+    }
+
+    /// Tells of new credits when they are worth a message, as a lane counts it.
+    pub fn tell_credits(&mut self) -> Result<(), Error> {
+        let worth = u64::from(self.credits / 4).max(2);
+        if self.posted - self.told >= worth && self.send_news() {
+            self.link.flush()?;
+        }
+        Ok(())
     }
 
     /// Takes note of what arrived.
@@ -168,6 +199,7 @@ impl End {
         for message in self.arrived.drain(..) {
             let blank = Blank::read(&message.head)?;
             self.received += 1;
+            self.arrivals += u64::from(blank.bytes > HEADER_BYTES as u32);
             self.peer_received = blank.received;
             self.peer_posted = blank.posted;
         }
@@ -175,12 +207,18 @@ impl End {
         Ok(())
     }
 
-    /// Goes on until the next message is there.
+    /// Goes on until the next message that counts is there.
     pub fn await_message(&mut self) -> Result<(), Error> {
-        self.counted += 1;
-        while self.received < self.counted {
+        self.await_messages(1)
+    }
+
+    /// Goes on until so many more have come.
+    pub fn await_messages(&mut self, messages: u32) -> Result<(), Error> {
+        self.counted += u64::from(messages);
+        while self.arrivals < self.counted {
             self.turn()?;
             self.read()?;
+            self.tell_credits()?;
         }
         Ok(())
     }
@@ -225,7 +263,7 @@ impl End {
 
     /// Whether the descriptor told of anything.
     fn sleep(&mut self, time: Duration) -> Result<bool, Error> {
-        let mut found: Vec<epoll::Event> = Vec::with_capacity(1);
+        let mut found: Vec<epoll::Event> = Vec::with_capacity(2);
         let time = Timespec {
             tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: time.subsec_nanos().into(),
@@ -236,11 +274,13 @@ impl End {
         }
         // A connection that takes bytes again.
         let told = !found.is_empty();
-        if found.into_iter().any(|event| {
+        for event in found {
             let flags = event.flags;
-            flags.contains(epoll::EventFlags::OUT)
-        }) {
-            self.link.flush()?;
+            if event.data.u64() == ALARM {
+                self.link.alarmed();
+            } else if flags.contains(epoll::EventFlags::OUT) {
+                self.link.flush()?;
+            }
         }
         Ok(told)
     }

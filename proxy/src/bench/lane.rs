@@ -3,7 +3,7 @@
 //!
 //! What it does not do: read sockets. A piece is there already.
 
-use super::end::End;
+use super::end::{End, SHORTEST};
 use super::{Error, SILENCE_MAX};
 use crate::mux::{Budget, Event, Lane, LaneConfig, Open, Side, StreamId};
 use rdmesh_config::Node;
@@ -20,6 +20,7 @@ pub(super) fn pour(
     pieces: u32,
     streams: u32,
 ) -> Result<Duration, Error> {
+    end.say(SHORTEST)?;
     end.await_message()?;
     let mut lane = lane(end, node, Side::Dialer)?;
     let mut feed = Feed { bytes: bytes as usize, left: pieces, streams: Vec::new() };
@@ -53,10 +54,11 @@ pub(super) fn pour(
 
 /// The other end of [`pour`].
 pub(super) fn take(end: &mut End, node: &Node, streams: u32) -> Result<(), Error> {
+    // Neither end may take a message of the lane for one of the link's own tests: each says that it
+    // has sent the last of those, and this one then waits for the first of the lane.
+    end.await_message()?;
+    end.say(SHORTEST)?;
     let mut lane = lane(end, node, Side::Acceptor)?;
-    // Neither end may take a message of the lane for one of the link's own tests: this end says that
-    // it has read all of those, and then waits for the first.
-    end.tell()?;
     while end.arrived.is_empty() {
         end.turn()?;
     }

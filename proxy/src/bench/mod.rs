@@ -137,10 +137,11 @@ mod tests {
     fn tests_of_the_link_follow_each_other_on_one_link() {
         for poll in [Poll::Off, Poll::Always] {
             let mut tests = Vec::new();
-            for bytes in [40, 64, 1025, 64 << 10] {
+            for bytes in [41, 64, 1025, 64 << 10] {
                 tests.push(Test::Latency { bytes, messages: 20 });
                 tests.push(Test::Rate { bytes, messages: 300 });
             }
+            tests.push(Test::Lane { bytes: 64, pieces: 50_000, streams: 16 });
             let report = both(&Plan { poll, tests: tests.clone() });
             assert_eq!(report.figures.len(), tests.len());
             assert_eq!(report.fabric, "tcp");
@@ -152,7 +153,7 @@ mod tests {
     fn a_plan_beyond_the_limits_is_refused() {
         let refused = [
             vec![],
-            vec![Test::Latency { bytes: 39, messages: 1 }],
+            vec![Test::Latency { bytes: 40, messages: 1 }],
             vec![Test::Rate { bytes: (64 << 10) + 1, messages: 1 }],
             vec![Test::Rate { bytes: 64, messages: 0 }],
             vec![

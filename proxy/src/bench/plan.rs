@@ -1,8 +1,8 @@
 //! What is measured. The end that connects says it to the end that listens: four bytes of length,
 //! little-endian, and JSON.
 
+use super::end::SHORTEST;
 use super::{Error, SILENCE_MAX};
-use crate::mux::HEADER_BYTES;
 use serde::{Deserialize, Serialize};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -51,7 +51,7 @@ impl Plan {
         for (index, test) in self.tests.iter().enumerate() {
             let (bytes, least, count) = match *test {
                 Test::Latency { bytes, messages } | Test::Rate { bytes, messages } => {
-                    (bytes, HEADER_BYTES as u32, messages)
+                    (bytes, SHORTEST, messages)
                 }
                 Test::Lane { bytes, pieces, streams } => {
                     if index + 1 < self.tests.len() {

@@ -135,6 +135,12 @@ pub trait Link {
     fn granted(&mut self) -> u32;
     /// Readable: call `receive`. Writable: call `flush`. Edge-triggered use is fine.
     fn descriptor(&self) -> BorrowedFd<'_>;
+    /// Readable when something other than messages happens, which is seldom: call `alarmed`, then
+    /// `receive`.
+    fn alarm(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+    fn alarmed(&mut self) {}
     /// The connection that it was negotiated on.
     fn connection(&self) -> BorrowedFd<'_>;
 }

@@ -117,7 +117,7 @@ fn draw_lines(path: &Path, title: &str, unit: &str, lines: &[Line]) -> Drawn {
         .margin(12)
         .x_label_area_size(40)
         .y_label_area_size(64)
-        .build_cartesian_2d(x.log_scale(), y.log_scale())?;
+        .build_cartesian_2d(x.log_scale().base(4.0), y.log_scale())?;
     chart
         .configure_mesh()
         .x_desc("message size")
@@ -189,6 +189,7 @@ fn draw_bars(path: &Path, title: &str, bars: &[Bar]) -> Drawn {
         .configure_mesh()
         .disable_x_mesh()
         .x_labels(0)
+        .max_light_lines(1)
         .y_desc("CPU s per GB (left bar: 1 stream, right bar: 8 streams)")
         .draw()?;
     for (number, bar) in (0..).zip(bars) {
@@ -204,8 +205,12 @@ fn draw_bars(path: &Path, title: &str, bars: &[Bar]) -> Drawn {
             );
             chart.draw_series([label])?;
         }
-        let below = (f64::from(number) + 0.14, -highest * 0.03);
-        chart.plotting_area().draw(&Text::new(bar.name.clone(), below, ("sans-serif", 12)))?;
+        // Long names in two lines, or they run into the next.
+        let (first, second) = bar.name.split_once('-').unwrap_or((&bar.name, ""));
+        for (line, part) in [(0.03, first), (0.075, second)] {
+            let below = (f64::from(number) + 0.14, -highest * line);
+            chart.plotting_area().draw(&Text::new(part, below, ("sans-serif", 12)))?;
+        }
     }
     area.present()?;
     Ok(())

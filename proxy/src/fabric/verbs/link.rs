@@ -1,8 +1,8 @@
 //! A link on a connected queue pair.
 //!
 //! The connection that it was negotiated on stays open: its end is the end of the peer's process,
-//! which RDMA itself would tell late. One epoll set inside holds the completion channel, the
-//! connection and the device's events; the set is the link's descriptor.
+//! which RDMA itself would tell late. An epoll set inside holds it and the device's events, and is
+//! the link's alarm; messages come by the completion channel, which is its descriptor.
 
 use super::super::negotiate::Connection;
 use super::super::{Broken, Link, Message, Received};
@@ -25,16 +25,16 @@ const SIGNAL_BYTES: usize = QUEUE_BYTES_MAX / 4;
 /// Rounds per turn, so that one busy link does not starve the rest of the worker.
 const POLLS_PER_TURN: usize = 4;
 
-const COMPLETIONS: u64 = 0;
-const CONNECTION: u64 = 1;
-const DEVICE: u64 = 2;
+const CONNECTION: u64 = 0;
+const DEVICE: u64 = 1;
 
 pub(in crate::fabric) struct VerbsLink {
     // Before the device in drop order.
     pair: QueuePair,
     opened: Rc<Opened>,
     connection: Connection,
-    events: OwnedFd,
+    alarm: OwnedFd,
+    alarmed: bool,
     queue: VecDeque<Parts>,
     queued_bytes: usize,
     unsignalled: usize,
@@ -77,15 +77,12 @@ impl VerbsLink {
         prepared: Prepared,
     ) -> Result<Self, Broken> {
         let Prepared { opened, pair, chosen, spill, .. } = prepared;
-        let events = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(std::io::Error::from)?;
-        let watched = [
-            (pair.descriptor(), COMPLETIONS),
-            (connection.socket.as_fd(), CONNECTION),
-            (opened.device.event_descriptor(), DEVICE),
-        ];
+        let alarm = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(std::io::Error::from)?;
+        let watched =
+            [(connection.socket.as_fd(), CONNECTION), (opened.device.event_descriptor(), DEVICE)];
         for (descriptor, token) in watched {
             let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
-            epoll::add(&events, descriptor, epoll::EventData::new_u64(token), flags)
+            epoll::add(&alarm, descriptor, epoll::EventData::new_u64(token), flags)
                 .map_err(std::io::Error::from)?;
         }
         Ok(Self {
@@ -96,7 +93,9 @@ impl VerbsLink {
             pair,
             opened,
             connection,
-            events,
+            alarm,
+            // What came before anybody waited for it.
+            alarmed: true,
             queue: VecDeque::new(),
             queued_bytes: 0,
             unsignalled: 0,
@@ -109,27 +108,22 @@ impl VerbsLink {
         })
     }
 
-    /// Looks at what woke it, without waiting.
+    /// Looks at the connection and the device, without waiting.
     fn look(&mut self) -> Result<(), Broken> {
         let mut space = [MaybeUninit::<epoll::Event>::uninit(); 4];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let found = match epoll::wait(&self.events, &mut space, Some(&now)) {
+        let found = match epoll::wait(&self.alarm, &mut space, Some(&now)) {
             Ok((found, _)) => &*found,
             Err(rustix::io::Errno::INTR) => &[],
             Err(error) => return Err(std::io::Error::from(error).into()),
         };
         for event in found {
             match event.data.u64() {
-                COMPLETIONS => {
-                    if self.pair.read_notice() {
-                        self.pair.arm().map_err(broken)?;
-                    }
-                }
                 CONNECTION => self.check_connection()?,
                 _ => self.opened.hear(),
             }
         }
-        self.check_device()
+        Ok(())
     }
 
     fn check_connection(&mut self) -> Result<(), Broken> {
@@ -260,7 +254,9 @@ impl Link for VerbsLink {
     }
 
     fn receive(&mut self, messages: &mut Vec<Message>) -> Result<Received, Broken> {
-        let looked = self.look();
+        let looked = if std::mem::take(&mut self.alarmed) { self.look() } else { Ok(()) };
+        let looked = looked.and_then(|()| self.check_device());
+        let before = messages.len();
         let mut drained = false;
         for _ in 0..POLLS_PER_TURN {
             let polled = match self.failed.take() {
@@ -272,10 +268,18 @@ impl Link for VerbsLink {
                 polled.map_err(broken)?;
                 return Ok(Received::More);
             }
-            if polled.map_err(broken)? == Polled::Empty {
+            if polled.map_err(broken)? == Polled::More {
+                continue;
+            }
+            // Answers to what came leave first, then the next notice is asked for.
+            if messages.len() > before {
+                break;
+            }
+            if !self.pair.read_notice() {
                 drained = true;
                 break;
             }
+            self.pair.arm().map_err(broken)?;
         }
         looked?;
         Ok(if drained { Received::Drained } else { Received::More })
@@ -298,7 +302,15 @@ impl Link for VerbsLink {
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {
-        self.events.as_fd()
+        self.pair.descriptor()
+    }
+
+    fn alarm(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.alarm.as_fd())
+    }
+
+    fn alarmed(&mut self) {
+        self.alarmed = true;
     }
 
     fn connection(&self) -> BorrowedFd<'_> {

@@ -19,6 +19,8 @@ pub(super) enum Token {
     Mailbox,
     Stream(Key),
     Link(Key),
+    /// Of a link, apart from its messages.
+    Alarm(Key),
     Pod(Key),
     /// A connection that may become a lane's next link.
     Negotiation(Key),
@@ -32,6 +34,7 @@ impl Token {
             Self::Link(key) => (2, key),
             Self::Pod(key) => (3, key),
             Self::Negotiation(key) => (4, key),
+            Self::Alarm(key) => (5, key),
         };
         (kind << 56) | (u64::from(key.generation & GENERATION_MASK) << 32) | u64::from(key.index)
     }
@@ -46,6 +49,7 @@ impl Token {
             2 => Self::Link(key),
             3 => Self::Pod(key),
             4 => Self::Negotiation(key),
+            5 => Self::Alarm(key),
             _ => Self::Mailbox,
         }
     }
@@ -153,7 +157,7 @@ mod tests {
     #[test]
     fn tokens_survive_the_kernel() {
         let key = Key { index: u32::MAX, generation: GENERATION_MASK };
-        let keyed = [Token::Stream, Token::Link, Token::Pod, Token::Negotiation];
+        let keyed = [Token::Stream, Token::Link, Token::Alarm, Token::Pod, Token::Negotiation];
         for token in keyed.map(|token| token(key)).into_iter().chain([Token::Mailbox]) {
             assert_eq!(Token::decode(token.encode()), token);
         }

@@ -122,6 +122,16 @@ impl Worker {
         }
     }
 
+    pub(super) fn link_alarmed(&mut self, key: Key) {
+        if let Some(slot) = self.lanes.get_mut(key)
+            && let Carrier::Link(link) = &mut slot.carrier
+        {
+            link.alarmed();
+            slot.readable = true;
+            self.serve(key);
+        }
+    }
+
     /// Lists a lane to be served in this turn.
     pub(super) fn serve(&mut self, key: Key) {
         if let Some(slot) = self.lanes.get_mut(key)

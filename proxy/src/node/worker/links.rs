@@ -134,7 +134,9 @@ impl Worker {
         };
         let Ready { link, kind, credits, own, peer: absence } = ready;
         let had_link = self.drop_link(key);
-        let added = self.engine.add(link.descriptor(), Token::Link(key));
+        let added = self.engine.add(link.descriptor(), Token::Link(key)).and_then(|()| {
+            link.alarm().map_or(Ok(()), |alarm| self.engine.add(alarm, Token::Alarm(key)))
+        });
         if let Err(error) = added {
             self.want_another(key, attempt.link_id, error.to_string());
             return;
@@ -224,6 +226,9 @@ impl Worker {
         }
         if let Carrier::Link(link) = std::mem::replace(&mut slot.carrier, Carrier::Requested) {
             self.engine.remove(link.descriptor());
+            if let Some(alarm) = link.alarm() {
+                self.engine.remove(alarm);
+            }
         }
         self.pollable.retain(|other| *other != key);
         slot.mux.link_down(self.now);

@@ -232,6 +232,7 @@ impl Worker {
             Token::Mailbox => self.commands(),
             Token::Stream(key) => self.stream_event(key, event),
             Token::Link(key) => self.link_event(key, event),
+            Token::Alarm(key) => self.link_alarmed(key),
             Token::Pod(key) => self.pod_event(key, event),
             Token::Negotiation(key) => self.negotiate(key),
         }
