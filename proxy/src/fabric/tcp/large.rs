@@ -16,10 +16,12 @@ use std::net::TcpStream;
 
 /// What is smaller costs less to copy than to move.
 const PIECE_BYTES_MIN: usize = 16 << 10;
-/// A message of this size makes the link look for more of them.
+/// A message of this size that could have been moved makes the link look for more of them.
 const LARGE_BYTES: usize = 32 << 10;
-/// After so many small messages one after the other they are read many at a time again.
-const SMALL_MESSAGES_MAX: u8 = 8;
+/// A longer head is full of small pieces.
+const MOVABLE_HEAD_BYTES_MAX: usize = 1024;
+/// After so many others one after the other, messages are read many at a time again.
+const OTHERS_MAX: u8 = 8;
 /// The head of a message that brings bytes of one stream.
 const HEAD_BYTES: usize = mux::HEADER_BYTES + mux::DATA_BYTES;
 
@@ -52,26 +54,37 @@ struct Partial {
 
 pub(super) struct Large {
     pipes: Pipes,
-    expected: bool,
-    small: u8,
+    pub(super) expected: bool,
+    others: u8,
     partial: Option<Partial>,
     /// The message that is being received is read as any other.
     unsuitable: bool,
 }
 
+/// How the payload of a message is divided, if it is worth to be moved; its head is enough.
+fn movable(message: &[u8]) -> Option<SmallVec<[usize; 4]>> {
+    let (head, _) = mux::message_sizes(message)?;
+    if head > MOVABLE_HEAD_BYTES_MAX {
+        return None;
+    }
+    let lengths = mux::tail_lengths(message)?;
+    let worth = !lengths.is_empty() && lengths.iter().all(|n| *n >= PIECE_BYTES_MIN);
+    worth.then_some(lengths)
+}
+
 impl Large {
     pub(super) fn new(pipes: Pipes) -> Self {
-        Self { pipes, expected: false, small: 0, partial: None, unsuitable: false }
+        Self { pipes, expected: false, others: 0, partial: None, unsuitable: false }
     }
 
     /// A message has been read.
-    pub(super) fn note(&mut self, bytes: usize) {
+    pub(super) fn note(&mut self, message: &[u8]) {
         self.unsuitable = false;
-        if bytes >= LARGE_BYTES {
-            (self.expected, self.small) = (true, 0);
+        if message.len() >= LARGE_BYTES && movable(message).is_some() {
+            (self.expected, self.others) = (true, 0);
         } else if self.expected {
-            self.small += 1;
-            self.expected = self.small < SMALL_MESSAGES_MAX;
+            self.others += 1;
+            self.expected = self.others < OTHERS_MAX;
         }
     }
 
@@ -90,24 +103,19 @@ impl Large {
         let Some((head, length)) = mux::message_sizes(&pending) else {
             return Next::Read(usize::MAX);
         };
-        if pending.len() < head {
+        let suits = !self.unsuitable && head <= MOVABLE_HEAD_BYTES_MAX;
+        if suits && pending.len() < head {
             return Next::Read(head - pending.len());
         }
-        let lengths = if self.unsuitable || pending.len() > head {
-            None
-        } else {
-            mux::tail_lengths(&pending)
-        };
+        let lengths = if suits && pending.len() == head { movable(&pending) } else { None };
         match lengths {
-            Some(lengths)
-                if !lengths.is_empty() && lengths.iter().all(|n| *n >= PIECE_BYTES_MIN) =>
-            {
+            Some(lengths) => {
                 framer.take_pending();
                 let tails = SmallVec::new();
                 self.partial = Some(Partial { head: pending, lengths, tails, filling: None });
                 Next::Move
             }
-            _ => Next::Read(length.saturating_sub(pending.len()).max(1)),
+            None => Next::Read(length.saturating_sub(pending.len()).max(1)),
         }
     }
 
@@ -122,7 +130,7 @@ impl Large {
             let Some(partial) = &mut self.partial else { return Ok(Moved::Unsuitable) };
             let Some(length) = partial.lengths.get(partial.tails.len()).copied() else {
                 let Some(partial) = self.partial.take() else { return Ok(Moved::Unsuitable) };
-                self.small = 0;
+                self.others = 0;
                 return Ok(Moved::Message(Message {
                     head: partial.head,
                     tails: Some(partial.tails),

@@ -212,7 +212,7 @@ impl TcpLink {
         for message in &messages[before..] {
             self.granted += 1;
             if self.tls.is_none() {
-                self.large.note(message.head.len());
+                self.large.note(&message.head);
             }
         }
         // A short plain read has emptied the socket: the next edge tells of more.

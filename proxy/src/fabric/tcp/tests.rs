@@ -109,18 +109,12 @@ fn pattern(from: usize, n: usize) -> Vec<u8> {
     (from..from + n).map(|i| (i % 251) as u8 ^ (i / 65_521) as u8).collect()
 }
 
-/// Sends pieces of these sizes over one stream; the link is cut after half of them.
-fn carry(sizes: &[usize], moved: bool, pipes_max: u32, cut: bool) -> (usize, usize) {
+/// Both ends on one link, with a stream.
+fn joined(pipes_max: u32) -> (End, End, StreamId) {
     let (near, far) = pair();
     let mut a = End::new(Side::Dialer, near, pipes_max);
     let mut b = End::new(Side::Acceptor, far, pipes_max);
     let address = "10.0.0.1:1".parse().unwrap();
-    let turn = |a: &mut End, b: &mut End| {
-        a.send();
-        b.receive();
-        b.send();
-        a.receive();
-    };
     for _ in 0..4 {
         turn(&mut a, &mut b);
     }
@@ -128,6 +122,19 @@ fn carry(sizes: &[usize], moved: bool, pipes_max: u32, cut: bool) -> (usize, usi
     for _ in 0..4 {
         turn(&mut a, &mut b);
     }
+    (a, b, id)
+}
+
+fn turn(a: &mut End, b: &mut End) {
+    a.send();
+    b.receive();
+    b.send();
+    a.receive();
+}
+
+/// Sends pieces of these sizes over one stream; the link is cut after half of them.
+fn carry(sizes: &[usize], moved: bool, pipes_max: u32, cut: bool) -> (usize, usize) {
+    let (mut a, mut b, id) = joined(pipes_max);
     let mut sent = 0;
     for (index, size) in sizes.iter().enumerate() {
         let piece = payload(&a, &pattern(sent, *size), moved);
@@ -171,6 +178,25 @@ fn many() -> Vec<usize> {
 fn large_payload_is_moved() {
     let (moved, sent) = carry(&[65_484; 40], true, 64, false);
     assert!(moved > sent / 2, "{moved} of {sent} moved");
+}
+
+#[test]
+fn small_pieces_packed_in_large_messages_are_read_as_ever() {
+    let (mut a, mut b, id) = joined(64);
+    let mut largest = 0;
+    while b.got.len() < 500_000 {
+        let mut pieces = 0;
+        while pieces < 100 && a.lane.writable(id) >= 500 {
+            let piece = payload(&a, &pattern(0, 500), false);
+            a.lane.send(id, piece).unwrap();
+            pieces += 1;
+        }
+        let before = b.got.len();
+        turn(&mut a, &mut b);
+        largest = largest.max(b.got.len() - before);
+        assert!(!b.link.large.expected);
+    }
+    assert!(largest > 32 << 10, "they were not packed: {largest} bytes in a turn");
 }
 
 #[test]

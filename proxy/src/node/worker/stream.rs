@@ -155,7 +155,7 @@ impl Stream {
                     if n < room && !self.hangup {
                         self.readable = false;
                     }
-                    self.bulk = n == room && n >= BULK_BYTES_MIN;
+                    self.bulk = n > BULK_BYTES_MIN;
                     buffer.advance(n);
                     return Read::Bytes(buffer.slice(start, start + n));
                 }
