@@ -6,7 +6,7 @@
 use super::lab::netns::Netns;
 use super::lab::process::{Finished, Process};
 use super::lab::{Lab, Pod};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -143,6 +143,9 @@ pub fn iperf(
     command.args(more);
     let finished = lab.run(from, &mut command, time + GRACE)?;
     let report: Value = serde_json::from_str(&finished.stdout).context("iperf3's report")?;
+    if let Some(error) = report.get("error") {
+        bail!("iperf3 says {error}");
+    }
     let number = |path: &str| report.pointer(path).and_then(Value::as_f64);
     let sum = |key: &str| number(&format!("/end/sum_received/{key}"));
     let (bits, bytes) = (sum("bits_per_second"), sum("bytes"));
