@@ -6,12 +6,12 @@
 use super::lab::netns::Netns;
 use super::lab::process::{Finished, Process};
 use super::lab::{Lab, Pod};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub const IPERF_PORT: u16 = 5201;
 pub const SOCKPERF_PORT: u16 = 11_111;
@@ -24,6 +24,8 @@ pub const REDIS_PORT: u16 = 6379;
 const START_WITHIN: Duration = Duration::from_secs(10);
 /// What a client program may take beyond its own running time.
 const GRACE: Duration = Duration::from_secs(15);
+/// How often a log is looked at.
+const POLL_INTERVAL: Duration = Duration::from_millis(3);
 
 /// The first of `programs` that are not on this machine, as one line for the user.
 ///
@@ -69,7 +71,7 @@ fn serve(lab: &Lab, pod: &Pod, name: &str, port: u16, command: Command) -> Resul
 
 pub fn iperf_server(lab: &Lab, pod: &Pod) -> Result<Process> {
     let mut command = Command::new("iperf3");
-    command.args(["-s", "-p", &IPERF_PORT.to_string()]);
+    command.args(["-s", "-p", &IPERF_PORT.to_string(), "--forceflush"]);
     serve(lab, pod, "iperf3", IPERF_PORT, command)
 }
 
@@ -141,17 +143,36 @@ pub fn iperf(
     command.args(["-c", &to.ip.to_string(), "-p", &to.port.to_string(), "-J"]);
     command.args(["-t", &time.as_secs().max(1).to_string(), "-P", &streams.to_string()]);
     command.args(more);
+    let listened = iperf_listened(lab);
     let finished = lab.run(from, &mut command, time + GRACE)?;
     let report: Value = serde_json::from_str(&finished.stdout).context("iperf3's report")?;
     if let Some(error) = report.get("error") {
         bail!("iperf3 says {error}");
     }
+    wait_for_iperf_server(lab, listened)?;
     let number = |path: &str| report.pointer(path).and_then(Value::as_f64);
     let sum = |key: &str| number(&format!("/end/sum_received/{key}"));
     let (bits, bytes) = (sum("bits_per_second"), sum("bytes"));
     let (bits, bytes) = bits.zip(bytes).context("iperf3's report has no sum")?;
     let both_ways = number("/end/sum_received_bidir_reverse/bytes").unwrap_or(0.0);
     Ok(Bulk { gbit_per_second: bits / 1e9, bytes: bytes + both_ways })
+}
+
+/// How many times the servers of this lab have begun to listen; they do so after each test.
+fn iperf_listened(lab: &Lab) -> usize {
+    let log = lab.dir().join("logs/iperf3.log");
+    std::fs::read_to_string(log).map_or(0, |text| text.matches("Server listening").count())
+}
+
+/// A server that still clears up after a test turns the next client away, or resets it.
+/// One in another machine is not waited for: the way to it takes long enough.
+fn wait_for_iperf_server(lab: &Lab, listened: usize) -> Result<()> {
+    let deadline = Instant::now() + GRACE;
+    while listened > 0 && iperf_listened(lab) == listened {
+        ensure!(Instant::now() < deadline, "iperf3's server does not listen again");
+        std::thread::sleep(POLL_INTERVAL);
+    }
+    Ok(())
 }
 
 /// One run of sockperf's ping-pong.
