@@ -47,12 +47,14 @@ fn main() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Copies report, plots and results of `dir` into the documents, and the short table into the README.
+/// Puts report, plots (drawn anew) and results of `dir` into the documents, and the short table into
+/// the README.
 fn docs(dir: &Path) -> Result<()> {
     let run = Run::read(&dir.join(RESULTS))?;
     if run.figures.is_empty() {
         bail!("{} has no figures", dir.join(RESULTS).display());
     }
+    plot::write(&run, dir)?;
     std::fs::create_dir_all(DOCS).with_context(|| format!("create {DOCS}"))?;
     for entry in std::fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))? {
         let entry = entry?;

@@ -207,9 +207,9 @@ fn draw_bars(path: &Path, title: &str, bars: &[Bar]) -> Drawn {
         }
         // Long names in two lines, or they run into the next.
         let (first, second) = bar.name.split_once('-').unwrap_or((&bar.name, ""));
-        for (line, part) in [(0.03, first), (0.075, second)] {
-            let below = (f64::from(number) + 0.14, -highest * line);
-            chart.plotting_area().draw(&Text::new(part, below, ("sans-serif", 12)))?;
+        let (x, y) = chart.backend_coord(&(f64::from(number) + 0.14, 0.0));
+        for (below, part) in [(6, first), (20, second)] {
+            area.draw(&Text::new(part, (x, y + below), ("sans-serif", 12)))?;
         }
     }
     area.present()?;
