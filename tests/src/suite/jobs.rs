@@ -36,7 +36,7 @@ const LARGEST: u32 = (1 << 20) - 1;
 const SIZES: [u32; 10] = [1, 16, 64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, LARGEST];
 const QUICK_SIZES: [u32; 3] = [64, 16 << 10, LARGEST];
 pub const FILES: [u32; 5] = [1, 1 << 10, 16 << 10, 128 << 10, 1 << 20];
-const QUICK_FILES: [u32; 2] = [1 << 10, 128 << 10];
+const QUICK_FILES: [u32; 1] = [1 << 10];
 
 impl Job {
     fn new(family: &'static str, what: What) -> Self {
