@@ -115,14 +115,26 @@ pub enum Polling {
     Always,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Fabric {
     /// `verbs` where both ends have it, else `tcp`.
+    #[default]
     Auto,
     /// Nothing else: connections to peers without it pass through.
     Verbs,
     Tcp,
+}
+
+impl Fabric {
+    /// What suits both; `None` where one wants what the other does not.
+    #[must_use]
+    pub fn meet(self, other: Self) -> Option<Self> {
+        match (self, other) {
+            (Self::Auto, wish) | (wish, Self::Auto) => Some(wish),
+            (one, two) => (one == two).then_some(one),
+        }
+    }
 }
 
 /// RDMA devices and queue pairs.
@@ -302,6 +314,9 @@ pub struct PodEntry {
     /// Ports of the application that are reached without the mesh.
     #[serde(default)]
     pub exclude_inbound_ports: Vec<u16>,
+    /// What may carry its connections to other nodes.
+    #[serde(default)]
+    pub fabric: Fabric,
     /// For policies, as all that follows. May be left empty where there is but one.
     #[serde(default)]
     pub namespace: String,

@@ -84,7 +84,7 @@ const KNOWN: &[(&str, Reader)] = &[
         put(&mut to.exclude_outbound_cidrs, cidrs(text))
     }),
     ("rdmesh.io/exclude-inbound-ports", |to, text| put(&mut to.exclude_inbound_ports, ports(text))),
-    // Only checked: pods of two nodes share their lanes, and nothing chooses between lanes yet.
+    // Only checked: the node proxies read it from the pod.
     ("rdmesh.io/fabric", |_, text| one_of(text, &FABRICS).map(|_| ())),
     ("rdmesh.io/proxy-cpu", |to, text| put(&mut to.proxy_cpu, quantity(text))),
     ("rdmesh.io/proxy-memory", |to, text| put(&mut to.proxy_memory, quantity(text))),

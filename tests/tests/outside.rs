@@ -1,7 +1,7 @@
 //! What is none of the mesh's business goes on as before: other destinations, excluded ports and
 //! addresses, loopback, UDP; and `init --cleanup` takes the capture away.
 
-use rdmesh_tests::config::DirectoryFile;
+use rdmesh_tests::config::{DirectoryFile, Fabric};
 use rdmesh_tests::sockets::{accept, reset};
 use rdmesh_tests::{
     End, Lab, PATIENCE, Pattern, Plan, Pod, PodSockets, direct, lab, lab_with, needs_mesh, read_end,
@@ -175,6 +175,44 @@ fn ports_that_a_pod_excludes_pass_through() {
         .expect("metrics")
         .sum("rdmesh_passthrough_total", &[("reason", "excluded_port")]);
     assert!(passed >= 1.0, "the reason is counted");
+}
+
+#[test]
+fn the_fabric_that_a_pod_wants() {
+    if needs_mesh("the_fabric_that_a_pod_wants") {
+        return;
+    }
+    let plan = Plan::new().pod("a", 1).pod("any", 2).pod("tcp", 2).pod("verbs", 2);
+    let lab = Lab::new(&plan, &rdmesh_tests::binary::proxy()).expect("build the lab");
+    lab.change_directory(|directory: &mut DirectoryFile| {
+        directory.pods[2].fabric = Fabric::Tcp;
+        directory.pods[3].fabric = Fabric::Verbs;
+    })
+    .expect("write the directory file");
+    lab.mesh_up().expect("bring the mesh up");
+    let a = lab.pod("a");
+    // No RDMA here: the one that wants nothing else is reached without the mesh, also when the
+    // lane stands already.
+    for (name, passed) in [("verbs", 1.0), ("any", 1.0), ("tcp", 1.0), ("verbs", 2.0)] {
+        let (mut near, mut far, from) = connect(a, lab.pod(name), false);
+        assert_eq!(from.ip(), a.ip(false));
+        exchange(&mut near, &mut far);
+        let metrics = lab.node_metrics(1).expect("metrics");
+        let reasons = metrics.sum("rdmesh_passthrough_total", &[("reason", "fabric")]);
+        assert!((reasons - passed).abs() < 0.5, "after {name}: {reasons} passed through");
+    }
+    for node in [1, 2] {
+        let metrics = lab.node_metrics(node).expect("metrics");
+        // A lane of its own, which both ends keep off RDMA.
+        let of_its_own = metrics.sum("rdmesh_lane_up", &[("lane", "10000"), ("fabric", "tcp")])
+            + metrics.sum("rdmesh_lane_up", &[("lane", "10001"), ("fabric", "tcp")]);
+        assert!(
+            (of_its_own - 1.0).abs() < 0.5,
+            "node {node} has {of_its_own} lanes for pods that want tcp: {} {}",
+            metrics.show("rdmesh_lane_up"),
+            metrics.show("rdmesh_passthrough_total")
+        );
+    }
 }
 
 #[test]

@@ -292,7 +292,7 @@ fn negotiate(
     patience: Duration,
 ) -> Result<Ready, Error> {
     let deadline = Instant::now() + patience;
-    let mut negotiation = fabrics.negotiate(established, false)?;
+    let mut negotiation = fabrics.negotiate(established, None)?;
     loop {
         if let Some(ready) = negotiation.step()? {
             return Ok(ready);

@@ -148,6 +148,7 @@ fn pod(
         node: node.name.clone(),
         addresses: entry.addresses.iter().map(IpAddr::to_canonical).collect(),
         exclude_inbound_ports: ports.into(),
+        fabric: entry.fabric,
         subject,
     })
 }

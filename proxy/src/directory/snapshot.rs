@@ -6,6 +6,7 @@
 use super::hash::{AddrHasher, FastMap, addr_key};
 use super::policy::{End, Labels, Policy, PolicyTable, Subject, Verdict};
 use crate::metrics::PassthroughReason;
+use rdmesh_config::Fabric;
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hasher;
@@ -67,6 +68,8 @@ pub struct Pod {
     pub addresses: Box<[IpAddr]>,
     /// Sorted.
     pub exclude_inbound_ports: Box<[u16]>,
+    /// What may carry its connections to other nodes.
+    pub fabric: Fabric,
     /// What policies see of it.
     pub subject: Arc<Subject>,
 }
@@ -87,8 +90,8 @@ impl Pod {
 /// Where a captured connection goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// To a pod of another node.
-    Mesh { node: NodeName, dst: SocketAddr, pod: Arc<Pod> },
+    /// To a pod of another node, over what suits both pods.
+    Mesh { node: NodeName, dst: SocketAddr, pod: Arc<Pod>, fabric: Fabric },
     /// To a pod of this node, perhaps the source itself.
     Local { dst: SocketAddr, pod: Arc<Pod> },
     /// The sidecar dials the original destination itself.
@@ -185,9 +188,13 @@ impl Snapshot {
             }
         }
         if pod.node == self.me {
-            Decision::Local { dst, pod: pod.clone() }
-        } else {
-            Decision::Mesh { node: pod.node.clone(), dst, pod: pod.clone() }
+            return Decision::Local { dst, pod: pod.clone() };
+        }
+        match source.fabric.meet(pod.fabric) {
+            Some(fabric) => {
+                Decision::Mesh { node: pod.node.clone(), dst, pod: pod.clone(), fabric }
+            }
+            None => Decision::Passthrough { reason: PassthroughReason::Fabric },
         }
     }
 

@@ -1,6 +1,8 @@
 use super::*;
 use crate::metrics::PassthroughReason;
-use rdmesh_config::{DirectoryFile, Endpoint, NodeEntry, PodEntry, ServiceEntry, ServicePort};
+use rdmesh_config::{
+    DirectoryFile, Endpoint, Fabric, NodeEntry, PodEntry, ServiceEntry, ServicePort,
+};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -81,7 +83,7 @@ fn passes(reason: PassthroughReason) -> Decision {
 fn pod_addresses() {
     let s = snapshot();
     for to in ["10.42.1.5:443", "[fd00:1::5]:443", "[::ffff:10.42.1.5]:443"] {
-        let Decision::Mesh { node, dst, pod } = resolve(&s, to) else { panic!("{to}") };
+        let Decision::Mesh { node, dst, pod, .. } = resolve(&s, to) else { panic!("{to}") };
         assert_eq!((&*node, &*pod.name), ("b", "b1"));
         assert_eq!(dst.ip(), to.parse::<SocketAddr>().unwrap().ip().to_canonical());
         assert_eq!(dst.port(), 443);
@@ -100,6 +102,30 @@ fn excluded_ports() {
     assert_eq!(resolve(&s, "10.42.1.6:22"), passes(PassthroughReason::ExcludedPort));
     assert_eq!(resolve(&s, "10.42.1.6:9000"), passes(PassthroughReason::ExcludedPort));
     assert!(matches!(resolve(&s, "10.42.1.6:80"), Decision::Mesh { .. }));
+}
+
+#[test]
+fn wishes_of_both_pods_meet() {
+    use Fabric::{Auto, Tcp, Verbs};
+    for (near, far, met) in [
+        (Auto, Auto, Some(Auto)),
+        (Tcp, Auto, Some(Tcp)),
+        (Auto, Verbs, Some(Verbs)),
+        (Tcp, Tcp, Some(Tcp)),
+        (Verbs, Tcp, None),
+        (Tcp, Verbs, None),
+    ] {
+        let mut file = file();
+        (file.pods[0].fabric, file.pods[2].fabric) = (near, far);
+        let s = Snapshot::build(&file, "a", 7).unwrap();
+        match (resolve(&s, "10.42.1.5:80"), met) {
+            (Decision::Mesh { fabric, .. }, Some(met)) => assert_eq!(fabric, met),
+            (decision, None) => assert_eq!(decision, passes(PassthroughReason::Fabric)),
+            (decision, met) => panic!("{near:?} and {far:?}: {decision:?}, not {met:?}"),
+        }
+        // Within a node there is but one way.
+        assert!(matches!(resolve(&s, "10.42.0.6:1"), Decision::Local { .. }));
+    }
 }
 
 #[test]

@@ -62,13 +62,14 @@ absences! {
     RecentFailure = 9 "it failed a short while ago",
     Device = 10 "the RDMA device failed",
     Refused = 11 "the device refused the peer's address",
+    Unwanted = 12 "the lane is for pods that want none",
 }
 
 impl Absence {
     /// Whether waiting may change it.
     #[must_use]
     pub fn may_pass(self) -> bool {
-        !matches!(self, Self::Off | Self::NotBuilt)
+        !matches!(self, Self::Off | Self::NotBuilt | Self::Unwanted)
     }
 }
 

@@ -98,20 +98,20 @@ impl Fabrics {
         &self.pipes
     }
 
-    /// Starts to find out what an authenticated connection becomes. With `hold_off` this end keeps
-    /// to the connection, because verbs failed a short while ago.
+    /// Starts to find out what an authenticated connection becomes. With `keep_off` this end keeps
+    /// to the connection, for that reason.
     ///
     /// # Errors
     /// When the socket is of no use.
     pub fn negotiate(
         &mut self,
         established: Established,
-        hold_off: bool,
+        keep_off: Option<Absence>,
     ) -> Result<Negotiation, Broken> {
-        let queue = match self.choice {
-            Fabric::Tcp => Err(Absence::Off.into()),
-            Fabric::Auto if hold_off => Err(Absence::RecentFailure.into()),
-            Fabric::Auto | Fabric::Verbs => self.queue(&established)?,
+        let queue = match (self.choice, keep_off) {
+            (Fabric::Tcp, _) => Err(Absence::Off.into()),
+            (_, Some(reason)) => Err(reason.into()),
+            (Fabric::Auto | Fabric::Verbs, None) => self.queue(&established)?,
         };
         Ok(Negotiation {
             choice: self.choice,

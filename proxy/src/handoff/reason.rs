@@ -82,6 +82,8 @@ reasons! {
         Internal = 13 "internal",
         /// The peer did not answer the opening in time.
         OpenTimeout = 14 "open_timeout",
+        /// What the pods want to be carried by is not there.
+        Fabric = 15 "fabric",
         /// The sidecar has no channel to its node proxy.
         NodeAway = 32 "node_proxy_away",
         /// The channel was lost before the node proxy took the connection.

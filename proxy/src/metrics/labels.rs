@@ -112,6 +112,7 @@ label! {
         OpenTimeout => "open_timeout",
         /// A policy could not be evaluated.
         PolicyUnknown => "policy_unknown",
+        Fabric => "fabric",
     }
 }
 

@@ -31,6 +31,22 @@ impl Side {
     }
 }
 
+/// Lanes with this number and higher never use RDMA: those of pods that want none. Both ends see
+/// the number, and do so alike. The rest of it is a number as any other's.
+pub const TCP_LANES: u16 = 10_000;
+
+/// A lane's number among its kind: the worker that serves it follows from that.
+#[must_use]
+pub fn lane_index(lane: u16) -> u16 {
+    lane % TCP_LANES
+}
+
+/// Whether two nodes of which the larger has so many workers have this lane.
+#[must_use]
+pub fn lane_exists(lane: u16, workers: u16) -> bool {
+    lane < 2 * TCP_LANES && lane_index(lane) < workers
+}
+
 /// Distinguishes the links that a lane had in its life, so that late news about an old one does
 /// no harm to the new one. Unique in the process.
 pub type LinkId = u64;

@@ -10,11 +10,13 @@ use crate::directory::{Pod, uid_is_safe};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use rdmesh_config::Fabric;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 const EXCLUDE_INBOUND_PORTS: &str = "rdmesh.io/exclude-inbound-ports";
+const FABRIC: &str = "rdmesh.io/fabric";
 const ZONE: &str = "topology.kubernetes.io/zone";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
@@ -52,6 +54,7 @@ impl Watched for core::Pod {
                 node: node.clone(),
                 addresses: addresses.into(),
                 exclude_inbound_ports: excluded_ports(&self.metadata),
+                fabric: fabric(&self.metadata),
                 subject: subject(self, names),
             })
         });
@@ -93,6 +96,15 @@ fn excluded_ports(metadata: &kube::api::ObjectMeta) -> Box<[u16]> {
     ports.sort_unstable();
     ports.dedup();
     ports.into()
+}
+
+/// The injector refuses other words; here they are `auto`.
+fn fabric(metadata: &kube::api::ObjectMeta) -> Fabric {
+    match metadata.annotations.as_ref().and_then(|all| all.get(FABRIC)).map(|text| text.trim()) {
+        Some("tcp") => Fabric::Tcp,
+        Some("verbs") => Fabric::Verbs,
+        _ => Fabric::Auto,
+    }
 }
 
 fn subject(pod: &core::Pod, names: &mut Names) -> Arc<Subject> {

@@ -8,6 +8,7 @@ use crate::metrics::PassthroughReason;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use rdmesh_config::Fabric;
 use serde_json::{Value, json};
 
 const LISTEN: &str = "0.0.0.0:15700";
@@ -91,8 +92,7 @@ fn local(snapshot: &Snapshot, uid: &str) -> Arc<Pod> {
 fn pods_and_nodes() {
     let mut records = cluster();
     let mut first = pod_object("default", "p1", "a", &["10.0.0.1", "fd00::1"], &json!({"x": "y"}));
-    first["metadata"]["annotations"] =
-        json!({"rdmesh.io/exclude-inbound-ports": "22, 9000-9002,nonsense"});
+    first["metadata"]["annotations"] = json!({"rdmesh.io/exclude-inbound-ports": "22, 9000-9002,nonsense", "rdmesh.io/fabric": "tcp"});
     put::<core::Pod>(&mut records, first);
     put::<core::Pod>(&mut records, pod_object("default", "p2", "b", &["10.0.1.1"], &json!({})));
     // Its node is not known yet; not scheduled; without an address; of the host network; ended.
@@ -114,6 +114,7 @@ fn pods_and_nodes() {
     let p1 = local(&s, "uid-p1");
     assert_eq!(&*p1.name, "default/p1");
     assert_eq!(&*p1.exclude_inbound_ports, [22, 9000, 9001, 9002]);
+    assert_eq!(p1.fabric, Fabric::Tcp);
     assert!(p1.has_address("fd00::1".parse().unwrap()));
     assert_eq!(&*p1.subject.ports, [("http".into(), 8080)]);
     assert!(s.node_owns("b", "10.0.1.1".parse().unwrap()));

@@ -3,7 +3,7 @@
 //! News that must not be lost waits here, once per peer and kind; a link that finds no room is
 //! given up, and made again later.
 
-use crate::node::messages::{Command, Mailbox};
+use crate::node::messages::{Command, Mailbox, lane_index};
 use std::collections::VecDeque;
 
 pub struct Outbox {
@@ -25,7 +25,7 @@ impl Outbox {
     /// To the worker of a lane. Answers false if the command was a link and had to be dropped.
     pub fn send_lane(&mut self, lane: u16, command: Command) -> bool {
         let count = self.workers.len().max(1);
-        match self.workers.get_mut(usize::from(lane) % count) {
+        match self.workers.get_mut(usize::from(lane_index(lane)) % count) {
             Some(worker) => worker.send(command),
             None => false,
         }

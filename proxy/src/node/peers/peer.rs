@@ -6,7 +6,7 @@
 use super::backoff::Backoff;
 pub use super::peer_types::{Action, DialFailure, Lane, Link, PeerConfig, Session, State};
 use super::wire::{ControlMessage, Refusal};
-use crate::node::messages::{LinkId, NodeName, UnavailableReason};
+use crate::node::messages::{LinkId, NodeName, UnavailableReason, lane_exists};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -95,7 +95,7 @@ impl Peer {
 
     pub fn need_lane(&mut self, lane: u16, now: Instant) {
         let lanes = self.session().map_or(LANES_MAX, |session| session.lanes);
-        if lane >= lanes {
+        if !lane_exists(lane, lanes) {
             return self.unavailable(lane, UnavailableReason::Limits);
         }
         if self.peer_draining || self.own_draining {
@@ -298,7 +298,7 @@ impl Peer {
                 self.token_wanted(lane, session.lanes, now);
             }
             ControlMessage::LaneToken { lane, token } if session.dialed_by_us => {
-                if lane >= session.lanes || self.lane(lane).link == Link::Dialing {
+                if !lane_exists(lane, session.lanes) || self.lane(lane).link == Link::Dialing {
                     return;
                 }
                 // Also while a link is up: then the peer's end of it broke first.
@@ -322,7 +322,7 @@ impl Peer {
     }
 
     fn token_wanted(&mut self, lane: u16, lanes: u16, now: Instant) {
-        if lane >= lanes {
+        if !lane_exists(lane, lanes) {
             let text = format!("there are {lanes} lanes");
             self.actions.push(Action::Send(ControlMessage::LaneFailed { lane, text }));
             return;

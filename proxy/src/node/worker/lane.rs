@@ -3,11 +3,12 @@
 
 use super::links::{Attempt, Path};
 use super::slots::Key;
-use crate::fabric::Link;
+use crate::fabric::{Absence, Link};
 use crate::metrics::FabricKind;
 use crate::mux::{Lane, StreamId};
-use crate::node::messages::{LinkId, NodeName};
+use crate::node::messages::{LinkId, NodeName, TCP_LANES};
 use crate::node::status::LaneStatus;
+use rdmesh_config::Fabric;
 use rdmesh_sys::slab::Payload;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -31,6 +32,8 @@ pub(super) struct Waiting {
     pub socket: std::os::fd::OwnedFd,
     pub src: SocketAddr,
     pub dst: SocketAddr,
+    /// Rather not through the mesh than over another fabric.
+    pub verbs_only: bool,
     pub deadline: Instant,
 }
 
@@ -94,6 +97,22 @@ impl LaneSlot {
             dirty: false,
             timer: None,
             failovers: 0,
+        }
+    }
+
+    /// It must not use RDMA, whatever there is.
+    pub(super) fn is_tcp(&self) -> bool {
+        self.number >= TCP_LANES
+    }
+
+    /// Why its next link shall be no queue pair, whatever devices there are.
+    pub(super) fn keep_off(&self, choice: Fabric, now: Instant) -> Option<Absence> {
+        let failed = self.path.hold_until.is_some_and(|until| until > now);
+        if self.is_tcp() {
+            Some(Absence::Unwanted)
+        } else {
+            // Without another choice there is nothing to go over to.
+            (failed && choice == Fabric::Auto).then_some(Absence::RecentFailure)
         }
     }
 

@@ -38,7 +38,7 @@ pub(super) struct Path {
     /// In a row.
     failures: u32,
     /// Until then this end offers no queue pair.
-    hold_until: Option<Instant>,
+    pub hold_until: Option<Instant>,
     /// Then the lane asks for another link, although the one it has works.
     pub renew_at: Option<Instant>,
     up_since: Option<Instant>,
@@ -68,8 +68,8 @@ impl Worker {
         let now = self.now;
         let Some(slot) = self.lanes.get_mut(key) else { return };
         let encrypted = established.tls.is_some();
-        let hold_off = slot.path.hold_until.is_some_and(|until| until > now);
-        let started = self.fabrics.negotiate(established, hold_off).and_then(|negotiation| {
+        let keep_off = slot.keep_off(self.config.fabric, now);
+        let started = self.fabrics.negotiate(established, keep_off).and_then(|negotiation| {
             self.engine.add(negotiation.descriptor()?, Token::Negotiation(key))?;
             Ok(negotiation)
         });
@@ -162,7 +162,7 @@ impl Worker {
         let fabric = after.as_str();
         let encrypted = slot.encrypted;
         info!(peer = &*slot.peer, lane = slot.number, fabric, encrypted, again, "link up");
-        if kind == Kind::Tcp && self.config.fabric != Fabric::Tcp {
+        if kind == Kind::Tcp && self.config.fabric != Fabric::Tcp && !slot.is_tcp() {
             let reason = select::reason(own.as_ref(), absence);
             if slot.path.told != reason {
                 info!(peer = &*slot.peer, reason, "the link is not verbs");

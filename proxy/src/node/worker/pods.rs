@@ -12,10 +12,11 @@ use crate::handoff::{
     self, Channel, DialFailure, HandoffError, ToNode, ToSidecar, check_stream_socket,
 };
 use crate::metrics::{
-    HandoffOutcome, Outcome, PassthroughReason, PeerRejected, PolicyDirection, Role,
+    FabricKind, HandoffOutcome, Outcome, PassthroughReason, PeerRejected, PolicyDirection, Role,
 };
 use crate::mux::{Open, RefuseReason, StreamId};
 use crate::node::messages::NodeName;
+use rdmesh_config::Fabric;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -237,7 +238,9 @@ impl Worker {
         let deadline = self.now + Duration::from_millis(self.config.timeouts.handshake_ms);
         let decision = snapshot.resolve(&pod, orig_dst);
         drop(snapshot);
-        let waiting = |dst| Waiting { pod: key, handoff_id: id, socket, src, dst, deadline };
+        let verbs_only = matches!(&decision, Decision::Mesh { fabric: Fabric::Verbs, .. });
+        let waiting =
+            |dst| Waiting { pod: key, handoff_id: id, socket, src, dst, verbs_only, deadline };
         match decision {
             Decision::Passthrough { reason } => self.pass_through(key, id, reason),
             Decision::Deny => {
@@ -250,8 +253,11 @@ impl Worker {
                 let lane = self.same_node_lane();
                 self.open_stream(lane, waiting(dst));
             }
-            Decision::Mesh { node, dst, .. } => {
-                let lane = self.lane_to(node.as_arc());
+            Decision::Mesh { fabric, .. } if fabric.meet(self.config.fabric).is_none() => {
+                self.pass_through(key, id, PassthroughReason::Fabric);
+            }
+            Decision::Mesh { node, dst, fabric, .. } => {
+                let lane = self.lane_to(node.as_arc(), fabric);
                 self.open_or_wait(lane, waiting(dst));
             }
         }
@@ -262,8 +268,7 @@ impl Worker {
         if slot.draining {
             self.pass_back(&open, PassthroughReason::Draining);
         } else if slot.attached {
-            self.metrics.handoff(HandoffOutcome::Mesh);
-            self.open_stream(lane, open);
+            self.open_attached(lane, open);
         } else if !slot.streams.is_empty() && !matches!(slot.carrier, Carrier::Link(_)) {
             // The lane has lost its link: a new connection need not wait for the next one.
             self.pass_back(&open, PassthroughReason::PeerUnavailable);
@@ -273,6 +278,17 @@ impl Worker {
             slot.waiting.push_back(open);
             self.want_link(lane);
             self.arm_timer(lane);
+        }
+    }
+
+    /// Starts a stream, unless the lane is now on what the pods do not want.
+    pub(super) fn open_attached(&mut self, lane: Key, open: Waiting) {
+        let Some(slot) = self.lanes.get(lane) else { return };
+        if open.verbs_only && slot.fabric != FabricKind::Verbs {
+            self.pass_back(&open, PassthroughReason::Fabric);
+        } else {
+            self.metrics.handoff(HandoffOutcome::Mesh);
+            self.open_stream(lane, open);
         }
     }
 
@@ -491,5 +507,6 @@ fn handoff_reason(reason: PassthroughReason) -> handoff::PassthroughReason {
         PassthroughReason::LaneLost => H::LaneLost,
         PassthroughReason::BadSource => H::BadSource,
         PassthroughReason::PolicyUnknown => H::Policy,
+        PassthroughReason::Fabric => H::Fabric,
     }
 }
