@@ -153,6 +153,21 @@ impl Cluster {
         Ok(())
     }
 
+    /// Has every pod of node 2 want this fabric, and waits until both nodes know it.
+    pub fn wish(&self, fabric: Fabric) -> Result<()> {
+        let generation = |number| -> Result<f64> {
+            Ok(self.metrics(number)?.sum("rdmesh_directory_generation", &[]))
+        };
+        let before = [generation(1)?, generation(2)?];
+        self.both(|_| Call::Wish { fabric })?;
+        for (number, before) in (1..).zip(before) {
+            eventually(PATIENCE, "the directory is read again", || {
+                Ok(generation(number)? > before)
+            })?;
+        }
+        Ok(())
+    }
+
     /// The workers of each node proxy.
     pub fn workers(&self) -> usize {
         self.setting.as_ref().map_or(0, |setting| setting.workers as usize)

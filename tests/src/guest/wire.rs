@@ -53,6 +53,10 @@ pub enum Call {
         config: Box<config::Config>,
         ipv6: bool,
     },
+    /// What carries the connections of every pod of node 2 from now on.
+    Wish {
+        fabric: config::Fabric,
+    },
     /// Sets the interface between the nodes down, or up again with what it lost.
     Underlay {
         up: bool,

@@ -108,6 +108,7 @@ impl Agent {
         match call {
             Call::Build { number, plan, proxy, certs } => self.build(number, &plan, &proxy, &certs),
             Call::Mesh { config, ipv6 } => self.mesh(*config, ipv6),
+            Call::Wish { fabric } => self.wish(fabric),
             Call::Underlay { up } => self.underlay(up),
             Call::KillNode => {
                 self.node()?.kill();

@@ -1,7 +1,7 @@
 //! The guest as a node of the mesh: device, lab, processes, programs.
 
 use super::{Agent, lock};
-use crate::config::{Config, DirectoryFile};
+use crate::config::{Config, DirectoryFile, Fabric};
 use crate::guest::wire::{Ended, Measured, NodeState, Place, Server, Workload};
 use crate::netns::Netns;
 use crate::{Lab, Plan, scrape, topology};
@@ -97,6 +97,16 @@ impl Agent {
             lab.mesh_up()?;
             *meshed = true;
         }
+        Ok(Value::Null)
+    }
+
+    pub(super) fn wish(&self, fabric: Fabric) -> Result<Value> {
+        let far = topology::node_name(2);
+        self.lab()?.change_directory(|directory: &mut DirectoryFile| {
+            for pod in directory.pods.iter_mut().filter(|pod| pod.node == far) {
+                pod.fabric = fabric;
+            }
+        })?;
         Ok(Value::Null)
     }
 

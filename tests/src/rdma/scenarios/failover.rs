@@ -43,7 +43,7 @@ fn disturbed(cluster: &Cluster, disturb: impl FnOnce() -> Result<()>) -> Result<
 }
 
 /// All lanes are on verbs before something happens to it.
-fn on_verbs(cluster: &Cluster) -> Result<()> {
+pub(super) fn on_verbs(cluster: &Cluster) -> Result<()> {
     let (near, far) = cluster.pair()?;
     exchange(&near, &far, 1_000, 1_000, 1_000)?;
     eventually(BACK_WITHIN, "the lanes are on verbs", || {

@@ -81,6 +81,7 @@ pub const ALL: &[Scenario] = &[
     over_ipv6("64 MiB both ways over an IPv6 underlay", semantics::bulk),
     two_workers("1,000 streams on two queue pairs of two workers", load::thousand_streams),
     short_idle("an idle lane gives its queue pair back", load::idle_lane),
+    auto("pods have the fabric that they want", semantics::wishes),
     auto("the RDMA device is removed amid 64 MiB", failover::device_removed),
     auto("the interface is down for 2 s amid 64 MiB", failover::interface_down),
     auto("the queue pair fails amid 64 MiB", failover::queue_pair_error),

@@ -1,6 +1,9 @@
 //! Bytes, ends and addresses are those of a direct connection.
 
+use super::failover::on_verbs;
+use super::proof::Counts;
 use crate::End;
+use crate::config::Fabric;
 use crate::guest::cluster::{PATIENCE, pod_ip};
 use crate::guest::remote::{clean, done, reset};
 use crate::guest::wire::{Call, Checked, Leave, Opened};
@@ -46,6 +49,32 @@ pub fn payloads_of_ipv6_pods(cluster: &mut Cluster) -> Result<Option<String>> {
         let (near, far) = cluster.pair_of((2, "b"), (1, "a"), true)?;
         exchange(&near, &far, size, size, STEP)?;
     }
+    Ok(None)
+}
+
+/// While there is RDMA: over it by default, not for pods that want `tcp`, and for those that want
+/// nothing else.
+pub fn wishes(cluster: &mut Cluster) -> Result<Option<String>> {
+    const BYTES: u64 = 256 << 10;
+    on_verbs(cluster)?;
+    for fabric in [Fabric::Tcp, Fabric::Verbs, Fabric::Auto] {
+        cluster.wish(fabric)?;
+        let before = Counts::read(cluster)?;
+        let (near, far) = cluster.pair()?;
+        exchange(&near, &far, BYTES, BYTES, STEP)?;
+        let now = Counts::read(cluster)?;
+        let verbs = now.verbs_bytes - before.verbs_bytes;
+        let other = now.other_bytes - before.other_bytes;
+        let as_wanted = if fabric == Fabric::Tcp {
+            verbs == 0.0 && other > 0.0
+        } else {
+            verbs > 0.0 && other == 0.0
+        };
+        ensure!(as_wanted, "{fabric:?}: {verbs} bytes on verbs, {other} on others");
+        ensure!(now.passed_through == before.passed_through, "{fabric:?}: it passed through");
+    }
+    // Those that follow want every lane on verbs.
+    cluster.spoil();
     Ok(None)
 }
 
