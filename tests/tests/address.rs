@@ -2,9 +2,11 @@
 //! first.
 
 use rdmesh_tests::sockets::{accept, any_v4, assert_refused, pair_of, unmapped};
-use rdmesh_tests::{Lab, Plan, PodSockets, assert_tunnelled, lab, two_pods};
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use rdmesh_tests::{
+    Lab, PATIENCE, Plan, Pod, PodSockets, assert_tunnelled, eventually, lab, two_pods,
+};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 fn labs() -> [Lab; 2] {
@@ -45,6 +47,20 @@ fn a_chosen_source_port_is_kept() {
     }
 }
 
+/// The kernel still has the connection before until its last acknowledgement, which on a busy
+/// machine comes after the close has returned.
+fn dial_again(pod: &Pod, from: SocketAddr, to: SocketAddr) -> TcpStream {
+    let mut dialled = None;
+    eventually(PATIENCE, "the source port is free again", || {
+        dialled = match pod.dial_from(from, to) {
+            Err(e) if e.kind() == ErrorKind::AddrNotAvailable => None,
+            other => Some(other.expect("connect")),
+        };
+        dialled.is_some()
+    });
+    dialled.expect("dialled")
+}
+
 #[test]
 fn the_same_source_port_again_after_a_close() {
     let lab = two_pods();
@@ -53,7 +69,7 @@ fn the_same_source_port_again_after_a_close() {
     let to = SocketAddr::new(b.ip(false), listener.local_addr().expect("local").port());
     let from = SocketAddr::new(a.ip(false), 40_200);
     for round in 0..5_u8 {
-        let mut client = a.dial_from(from, to).expect("connect");
+        let mut client = dial_again(a, from, to);
         let (mut server, seen) = accept(&listener).expect("accept");
         assert_eq!(seen, from);
         // The server closes first, so that no TIME_WAIT holds the client's port.
