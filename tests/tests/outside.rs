@@ -216,6 +216,27 @@ fn the_fabric_that_a_pod_wants() {
 }
 
 #[test]
+fn a_pod_that_wants_what_its_node_does_not_have_passes_through() {
+    if needs_mesh("a_pod_that_wants_what_its_node_does_not_have_passes_through") {
+        return;
+    }
+    let plan = Plan::new().pod("a", 1).pod("b", 2);
+    let lab = Lab::new(&plan, &rdmesh_tests::binary::proxy()).expect("build the lab");
+    lab.configure(|config| config.node.fabric = Fabric::Verbs);
+    lab.change_directory(|directory: &mut DirectoryFile| {
+        directory.pods[1].fabric = Fabric::Tcp;
+    })
+    .expect("write the directory file");
+    lab.mesh_up().expect("bring the mesh up");
+    let (mut near, mut far, _) = connect(lab.pod("a"), lab.pod("b"), false);
+    exchange(&mut near, &mut far);
+    let metrics = lab.node_metrics(1).expect("metrics");
+    let passed = metrics.sum("rdmesh_passthrough_total", &[("reason", "fabric")]);
+    assert!((passed - 1.0).abs() < 0.5, "{}", metrics.show("rdmesh_passthrough_total"));
+    assert!(!metrics.show("rdmesh_lane_up").contains("lane"), "no lane was asked for");
+}
+
+#[test]
 fn loopback_inside_a_pod_is_not_captured() {
     let lab = lab(&Plan::new().pod("a", 1).pod("b", 2));
     let a = lab.pod("a");

@@ -4,7 +4,7 @@
 //! What it does not do: know whether there is a mesh between client and server.
 
 use super::lab::netns::Netns;
-use super::lab::process::{Finished, Process};
+use super::lab::process::{Finished, POLL_INTERVAL, Process};
 use super::lab::{Lab, Pod};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -24,8 +24,6 @@ pub const REDIS_PORT: u16 = 6379;
 const START_WITHIN: Duration = Duration::from_secs(10);
 /// What a client program may take beyond its own running time.
 const GRACE: Duration = Duration::from_secs(15);
-/// How often a log is looked at.
-const POLL_INTERVAL: Duration = Duration::from_millis(3);
 
 /// The first of `programs` that are not on this machine, as one line for the user.
 ///

@@ -110,8 +110,11 @@ impl Fabrics {
     ) -> Result<Negotiation, Broken> {
         let queue = match (self.choice, keep_off) {
             (Fabric::Tcp, _) => Err(Absence::Off.into()),
-            (_, Some(reason)) => Err(reason.into()),
-            (Fabric::Auto | Fabric::Verbs, None) => self.queue(&established)?,
+            // With verbs alone there is nothing to go over to meanwhile.
+            (Fabric::Verbs, None | Some(Absence::RecentFailure)) | (Fabric::Auto, None) => {
+                self.queue(&established)?
+            }
+            (Fabric::Auto | Fabric::Verbs, Some(reason)) => Err(reason.into()),
         };
         Ok(Negotiation {
             choice: self.choice,

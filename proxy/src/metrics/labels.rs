@@ -112,6 +112,7 @@ label! {
         OpenTimeout => "open_timeout",
         /// A policy could not be evaluated.
         PolicyUnknown => "policy_unknown",
+        /// What the pods want to be carried by is not there.
         Fabric => "fabric",
     }
 }

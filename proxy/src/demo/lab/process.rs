@@ -15,7 +15,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// How often conditions that no descriptor tells of are looked at.
-const POLL_INTERVAL: Duration = Duration::from_millis(3);
+pub const POLL_INTERVAL: Duration = Duration::from_millis(3);
 /// Ticks of `/proc/<pid>/stat` (USER_HZ, which is 100 on every Linux port).
 const TICKS_PER_SECOND: f64 = 100.0;
 

@@ -11,6 +11,8 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use rdmesh_config::Fabric;
+use serde::Deserialize;
+use serde::de::{IntoDeserializer, value::StrDeserializer};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -100,11 +102,10 @@ fn excluded_ports(metadata: &kube::api::ObjectMeta) -> Box<[u16]> {
 
 /// The injector refuses other words; here they are `auto`.
 fn fabric(metadata: &kube::api::ObjectMeta) -> Fabric {
-    match metadata.annotations.as_ref().and_then(|all| all.get(FABRIC)).map(|text| text.trim()) {
-        Some("tcp") => Fabric::Tcp,
-        Some("verbs") => Fabric::Verbs,
-        _ => Fabric::Auto,
-    }
+    let text = metadata.annotations.as_ref().and_then(|all| all.get(FABRIC));
+    let word: StrDeserializer<'_, serde::de::value::Error> =
+        text.map(String::as_str).unwrap_or_default().trim().into_deserializer();
+    Fabric::deserialize(word).unwrap_or_default()
 }
 
 fn subject(pod: &core::Pod, names: &mut Names) -> Arc<Subject> {

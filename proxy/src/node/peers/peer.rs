@@ -6,12 +6,13 @@
 use super::backoff::Backoff;
 pub use super::peer_types::{Action, DialFailure, Lane, Link, PeerConfig, Session, State};
 use super::wire::{ControlMessage, Refusal};
-use crate::node::messages::{LinkId, NodeName, UnavailableReason, lane_exists};
+use crate::node::messages::{LinkId, NodeName, TCP_LANES, UnavailableReason, lane_exists};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Lanes that a worker may name before the peer has told how many there are.
 const LANES_MAX: u16 = super::wire::WORKERS_MAX;
+const _: () = assert!(LANES_MAX <= TCP_LANES);
 /// How long opens wait for a first link before they pass through, whatever the attempt is at.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long after the last open towards a peer that is down it is dialled in the background.

@@ -81,6 +81,21 @@ fn the_acceptor_gives_one_token_at_a_time() {
 }
 
 #[test]
+fn lanes_that_keep_off_rdma_are_as_many_as_the_others() {
+    let (mut peer, now) = (a_to_b(), Instant::now());
+    peer.session_up(session(1, false, 7), now);
+    for lane in [TCP_LANES, TCP_LANES + 1] {
+        peer.message(&ControlMessage::WantLane { lane }, now);
+        assert_eq!(peer.take_actions(), [Action::IssueToken { lane }]);
+    }
+    for lane in [2, TCP_LANES - 1, TCP_LANES + 2, 2 * TCP_LANES, u16::MAX] {
+        peer.message(&ControlMessage::WantLane { lane }, now);
+        let actions = peer.take_actions();
+        assert!(matches!(actions[..], [Action::Send(ControlMessage::LaneFailed { .. })]), "{lane}");
+    }
+}
+
+#[test]
 fn nobody_listening_means_gone_and_opens_never_wait_for_a_peer_that_is_down() {
     let (mut peer, mut now) = (a_to_b(), Instant::now());
     up(&mut peer, now);

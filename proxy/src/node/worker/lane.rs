@@ -3,12 +3,11 @@
 
 use super::links::{Attempt, Path};
 use super::slots::Key;
-use crate::fabric::{Absence, Link};
+use crate::fabric::Link;
 use crate::metrics::FabricKind;
 use crate::mux::{Lane, StreamId};
 use crate::node::messages::{LinkId, NodeName, TCP_LANES};
 use crate::node::status::LaneStatus;
-use rdmesh_config::Fabric;
 use rdmesh_sys::slab::Payload;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -103,17 +102,6 @@ impl LaneSlot {
     /// It must not use RDMA, whatever there is.
     pub(super) fn is_tcp(&self) -> bool {
         self.number >= TCP_LANES
-    }
-
-    /// Why its next link shall be no queue pair, whatever devices there are.
-    pub(super) fn keep_off(&self, choice: Fabric, now: Instant) -> Option<Absence> {
-        let failed = self.path.hold_until.is_some_and(|until| until > now);
-        if self.is_tcp() {
-            Some(Absence::Unwanted)
-        } else {
-            // Without another choice there is nothing to go over to.
-            (failed && choice == Fabric::Auto).then_some(Absence::RecentFailure)
-        }
     }
 
     pub(super) fn takes_pipes(&self) -> bool {

@@ -8,7 +8,7 @@ use super::slots::Key;
 use crate::fabric::{Broken, Received};
 use crate::metrics::{Direction, FabricKind, FailoverReason, PassthroughReason};
 use crate::mux::{self, Lane, Open};
-use crate::node::messages::{NodeName, Request, Side, TCP_LANES, UnavailableReason, lane_index};
+use crate::node::messages::{NodeName, Request, Side, TCP_LANES, UnavailableReason};
 use rdmesh_config::Fabric;
 use rdmesh_sys::slab::Payload;
 use std::cmp::Reverse;
@@ -21,9 +21,9 @@ const SAME_NODE: &str = "";
 impl Worker {
     /// The lane to `peer` for streams opened here; made on first use.
     pub(super) fn lane_to(&mut self, peer: &NodeName, fabric: Fabric) -> Key {
-        // There are fewer workers than that: see `peers::wire`.
-        let index = u16::try_from(self.index).map_or(0, lane_index);
-        let number = if fabric == Fabric::Tcp { TCP_LANES + index } else { index };
+        let index = u16::try_from(self.index).unwrap_or(u16::MAX);
+        let first = if fabric == Fabric::Tcp { TCP_LANES } else { 0 };
+        let number = index.saturating_add(first);
         let side = Side::of(&self.config.name, peer);
         self.lane(peer, number, side)
     }

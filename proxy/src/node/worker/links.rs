@@ -38,7 +38,7 @@ pub(super) struct Path {
     /// In a row.
     failures: u32,
     /// Until then this end offers no queue pair.
-    pub hold_until: Option<Instant>,
+    hold_until: Option<Instant>,
     /// Then the lane asks for another link, although the one it has works.
     pub renew_at: Option<Instant>,
     up_since: Option<Instant>,
@@ -47,6 +47,10 @@ pub(super) struct Path {
 }
 
 impl Path {
+    fn keep_off(&self, now: Instant) -> Option<Absence> {
+        self.hold_until.is_some_and(|until| until > now).then_some(Absence::RecentFailure)
+    }
+
     fn wait(&self, min_ms: u64, max_ms: u64) -> Duration {
         let factor = 1 << self.failures.saturating_sub(1).min(20);
         Duration::from_millis(min_ms.saturating_mul(factor).min(max_ms))
@@ -68,7 +72,8 @@ impl Worker {
         let now = self.now;
         let Some(slot) = self.lanes.get_mut(key) else { return };
         let encrypted = established.tls.is_some();
-        let keep_off = slot.keep_off(self.config.fabric, now);
+        let keep_off =
+            if slot.is_tcp() { Some(Absence::Unwanted) } else { slot.path.keep_off(now) };
         let started = self.fabrics.negotiate(established, keep_off).and_then(|negotiation| {
             self.engine.add(negotiation.descriptor()?, Token::Negotiation(key))?;
             Ok(negotiation)

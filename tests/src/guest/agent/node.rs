@@ -88,6 +88,9 @@ impl Agent {
                 let address = if ipv6 { topology::node_v6(number).into() } else { v4 };
                 node.address.set_ip(address);
             }
+            for pod in &mut directory.pods {
+                pod.fabric = Fabric::Auto;
+            }
         })?;
         let mut meshed = lock(&self.meshed);
         if *meshed {
