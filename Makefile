@@ -12,6 +12,8 @@ PROXY := $(TARGET_DIR)/release/rdmesh-proxy
 # Namespaces, nftables and packages need root.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 RUN_AS_ROOT := $(if $(SUDO),--config 'target."cfg(all())".runner="sudo -E"')
+# Guests need no root; the namespaces of RDMA=host do, and get what chooses devices and scenarios.
+ON_RDMA := $(if $(filter host,$(RDMA)),$(SUDO) env RDMA=host RDMA_DEVICES=$(RDMA_DEVICES) $(if $(RDMA_RESTARTS),RDMA_RESTARTS=$(RDMA_RESTARTS)))
 
 # What `make image` calls the image.
 IMAGE ?= localhost/rdmesh:dev
@@ -73,9 +75,9 @@ demo: setup-lab build ## Show the tunnel between two emulated nodes (ARGS='--kee
 	$(SUDO) $(PROXY) demo $(ARGS)
 
 .PHONY: demo-rdma
-demo-rdma: setup-guest build ## The demo over RDMA queue pairs, in two emulated machines with Soft-RoCE
+demo-rdma: setup-guest build ## The demo over RDMA queue pairs, in two emulated machines, or RDMA=host
 	$(CARGO) build --locked --release -p rdmesh-tests --bins
-	$(TARGET_DIR)/release/demo_rdma $(ARGS)
+	$(ON_RDMA) $(TARGET_DIR)/release/demo_rdma $(ARGS)
 
 .PHONY: test
 test: unit sim chart e2e test-kube-if-set ## Unit tests, lane simulation, chart, end-to-end tests
@@ -139,10 +141,10 @@ e2e: setup-lab ## End-to-end tests: real programs and sockets in network namespa
 	$(CARGO) test --locked $(RUN_AS_ROOT) -p rdmesh-tests $(ARGS)
 
 .PHONY: test-rdma
-test-rdma: setup-guest ## What must hold over RDMA, in two emulated machines with Soft-RoCE (ARGS='killed loss', RDMA_RESTARTS=200)
+test-rdma: setup-guest ## What must hold over RDMA, in two emulated machines, or RDMA=host (ARGS='killed loss', RDMA_RESTARTS=200)
 	$(CARGO) build --locked -p rdmesh-proxy
 	$(CARGO) build --locked -p rdmesh-tests --bins
-	$(TARGET_DIR)/debug/test_rdma $(ARGS)
+	$(ON_RDMA) $(TARGET_DIR)/debug/test_rdma $(ARGS)
 
 .PHONY: lint
 lint: setup-build ## Formatting, clippy (every warning an error), and cargo-deny where it is installed
@@ -188,7 +190,7 @@ bench-directory: ## What clusters of 20,000 and 150,000 pods cost a node: memory
 .PHONY: bench-rdma
 bench-rdma: setup-guest build ## Compare with perftest, rsockets and kernel TCP in two emulated machines (ARGS='3 fabric --json')
 	$(CARGO) build --locked --release -p rdmesh-tests --bins
-	$(TARGET_DIR)/release/bench_rdma $(ARGS)
+	$(ON_RDMA) $(TARGET_DIR)/release/bench_rdma $(ARGS)
 
 .PHONY: clean
 clean: ## Remove what was built

@@ -1,15 +1,18 @@
-//! The two guests as one lab: booted together, meshed with a setting, looked at, powered off.
+//! The two machines as one lab: booted together, meshed with a setting, looked at, powered off.
 //!
 //! What it does not do: say what is right; the scenarios do.
 
-use super::image::Image;
+use super::agent::node::DEVICE;
+use super::host::Host;
+use super::image::{Image, SCRATCH};
+use super::machine::Machine;
 use super::remote::Remote;
-use super::vm::Guest;
 use super::wire::{Call, Ended, NodeState, Opened, Place};
 use crate::config::{Config, Fabric};
 use crate::scrape::Metrics;
 use crate::{Plan, topology};
 use anyhow::{Context, Result, bail};
+use rdmesh_proxy::demo::lab::site;
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -66,19 +69,24 @@ impl Setting {
 
 #[derive(Debug)]
 pub struct Cluster {
-    guests: Vec<Guest>,
+    machines: Vec<Machine>,
+    /// With the devices of this machine, and no guests.
+    host: Option<Host>,
     setting: Option<Setting>,
     dir: PathBuf,
     proxy: PathBuf,
 }
 
 impl Cluster {
-    /// Boots both guests and makes them the two nodes of `plan`; no process of the mesh runs yet.
+    /// Boots both guests (with `RDMA=host`: prepares namespaces) and makes them the two nodes of
+    /// `plan`; no process of the mesh runs yet.
     pub fn boot(plan: &Plan, proxy: &Path) -> Result<Self> {
         sweep();
+        let host = Host::wanted()?;
         let dir = std::env::temp_dir().join(format!("{PREFIX}{}", std::process::id()));
         std::fs::create_dir(&dir).with_context(|| format!("create {}", dir.display()))?;
-        let mut cluster = Self { guests: Vec::new(), setting: None, dir, proxy: proxy.to_owned() };
+        let proxy = proxy.to_owned();
+        let mut cluster = Self { machines: Vec::new(), host, setting: None, dir, proxy };
         if let Err(error) = cluster.bring_up(plan) {
             cluster.keep_logs();
             return Err(error);
@@ -87,15 +95,13 @@ impl Cluster {
     }
 
     fn bring_up(&mut self, plan: &Plan) -> Result<()> {
-        let me = std::env::current_exe().context("find this program's own file")?;
-        let image = Image::make(&self.dir, &me.with_file_name("guest_agent"))?;
         self.make_certificates()?;
-        for number in [1, 2] {
-            let guest = Guest::start(number, &image, &self.dir)?;
-            self.guests.push(guest);
-        }
-        for guest in &mut self.guests {
-            guest.wait_ready()?;
+        if let Some(host) = &self.host {
+            for number in [1, 2] {
+                self.machines.push(Machine::here(number, host.node(number).0)?);
+            }
+        } else {
+            self.boot_guests()?;
         }
         let build = |number| Call::Build {
             number,
@@ -104,6 +110,40 @@ impl Cluster {
             certs: self.certs(),
         };
         self.both(build)
+    }
+
+    fn boot_guests(&mut self) -> Result<()> {
+        let me = std::env::current_exe().context("find this program's own file")?;
+        let image = Image::make(&self.dir, &me.with_file_name("guest_agent"))?;
+        for number in [1, 2] {
+            self.machines.push(Machine::guest(number, &image, &self.dir)?);
+        }
+        self.machines.iter_mut().try_for_each(Machine::wait_ready)
+    }
+
+    /// What the nodes are, for a line to the user.
+    pub fn describe(&self) -> String {
+        match &self.host {
+            None => "two emulated machines, each with a Soft-RoCE device".into(),
+            Some(host) => {
+                format!("two namespaces, with devices {} and {}", host.node(1).1, host.node(2).1)
+            }
+        }
+    }
+
+    /// Why a scenario may not break a device or what it is on; nothing when these are the lab's own.
+    pub fn spared(&self) -> Option<String> {
+        self.host.as_ref().map(|_| "the device is the machine's: no test breaks it".into())
+    }
+
+    /// The RDMA device of a node.
+    pub fn device(&self, number: u8) -> &str {
+        self.host.as_ref().map_or(DEVICE, |host| host.node(number).1)
+    }
+
+    /// A directory on a node for what a test writes.
+    pub fn scratch(&self) -> &Path {
+        if self.host.is_some() { &self.dir } else { Path::new(SCRATCH) }
     }
 
     fn certs(&self) -> PathBuf {
@@ -123,18 +163,18 @@ impl Cluster {
         Ok(())
     }
 
-    /// Guest 1 or 2.
+    /// Of node 1 or 2.
     ///
     /// # Panics
     /// On any other number.
-    pub fn guest(&self, number: u8) -> &Guest {
-        self.guests.iter().find(|guest| guest.number == number).expect("guest 1 or 2")
+    pub fn machine(&self, number: u8) -> &Machine {
+        self.machines.iter().find(|machine| machine.number == number).expect("machine 1 or 2")
     }
 
     /// The same request to both at once.
     pub fn both(&self, call: impl Fn(u8) -> Call) -> Result<()> {
-        let start = |guest: &Guest| guest.start_call(call(guest.number));
-        let tickets: Result<Vec<_>> = self.guests.iter().map(start).collect();
+        let start = |machine: &Machine| machine.start_call(call(machine.number));
+        let tickets: Result<Vec<_>> = self.machines.iter().map(start).collect();
         for ticket in tickets? {
             ticket.wait::<Value>(PATIENCE)?;
         }
@@ -147,8 +187,13 @@ impl Cluster {
             return Ok(());
         }
         self.setting = None;
-        let config = setting.config();
-        self.both(|_| Call::Mesh { config: Box::new(config.clone()), ipv6: setting.ipv6 })?;
+        self.both(|number| {
+            let mut config = setting.config();
+            if self.host.is_some() {
+                config.node.verbs.device = self.device(number).to_owned();
+            }
+            Call::Mesh { config: Box::new(config), ipv6: setting.ipv6 }
+        })?;
         self.setting = Some(setting.clone());
         Ok(())
     }
@@ -179,18 +224,18 @@ impl Cluster {
     }
 
     pub fn metrics(&self, number: u8) -> Result<Metrics> {
-        let text: String = self.guest(number).call(Call::NodeMetrics, PATIENCE)?;
+        let text: String = self.machine(number).call(Call::NodeMetrics, PATIENCE)?;
         Ok(Metrics::parse(&text))
     }
 
     pub fn sidecar_metrics(&self, number: u8, pod: &str) -> Result<Metrics> {
         let call = Call::SidecarMetrics { pod: pod.to_owned() };
-        let text: String = self.guest(number).call(call, PATIENCE)?;
+        let text: String = self.machine(number).call(call, PATIENCE)?;
         Ok(Metrics::parse(&text))
     }
 
     pub fn node_state(&self, number: u8) -> Result<NodeState> {
-        self.guest(number).call(Call::NodeState, PATIENCE)
+        self.machine(number).call(Call::NodeState, PATIENCE)
     }
 
     /// Runs a shell script on a node; an exit code other than 0 is an error.
@@ -208,9 +253,9 @@ impl Cluster {
         let command = vec!["sh".into(), "-c".into(), script.to_owned()];
         let within_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
         let call = Call::Run { place, command, within_ms };
-        let ended: Ended = self.guest(number).call(call, within + Duration::from_secs(10))?;
+        let ended: Ended = self.machine(number).call(call, within + Duration::from_secs(10))?;
         if ended.code != Some(0) {
-            bail!("guest {number}: {script}: exit {:?}: {}", ended.code, ended.stderr.trim());
+            bail!("node {number}: {script}: exit {:?}: {}", ended.code, ended.stderr.trim());
         }
         Ok(ended.stdout)
     }
@@ -222,7 +267,7 @@ impl Cluster {
         server: (u8, &str),
         ipv6: bool,
     ) -> Result<(Remote<'_>, Remote<'_>)> {
-        let (here, there) = (self.guest(client.0), self.guest(server.0));
+        let (here, there) = (self.machine(client.0), self.machine(server.0));
         let listen = Call::Listen { pod: server.1.to_owned() };
         let listener: Opened = there.call(listen, PATIENCE)?;
         let to = SocketAddr::new(pod_ip(server.0, ipv6), listener.local.port());
@@ -240,7 +285,7 @@ impl Cluster {
 
     /// Keeps the consoles' logs when this is dropped, and says where they are.
     pub fn keep_logs(&self) {
-        if std::fs::write(self.dir.join(KEPT), "").is_ok() {
+        if self.host.is_none() && std::fs::write(self.dir.join(KEPT), "").is_ok() {
             eprintln!("the guests' consoles: {}/console*.log", self.dir.display());
         }
     }
@@ -255,28 +300,32 @@ impl Cluster {
             "rdmesh_lane_failovers_total",
             "rdmesh_link_messages_total",
         ];
-        for guest in &self.guests {
-            let log = guest.call::<String>(Call::NodeLog, Duration::from_secs(10));
+        for machine in &self.machines {
+            let log = machine.call::<String>(Call::NodeLog, Duration::from_secs(10));
             let log = log.unwrap_or_else(|error| format!("{error:#}"));
-            eprintln!("--- node proxy {}:{}", guest.number, crate::process::tail(&log));
-            if let Ok(metrics) = self.metrics(guest.number) {
+            eprintln!("--- node proxy {}:{}", machine.number, crate::process::tail(&log));
+            if let Ok(metrics) = self.metrics(machine.number) {
                 for name in COUNTS {
                     eprintln!("    {name}: {}", metrics.show(name));
                 }
             }
-            eprintln!("--- console {}:{}", guest.number, guest.last_words());
+            eprintln!("--- console {}:{}", machine.number, machine.last_words());
         }
     }
 
-    /// Powers both guests off in order.
+    /// Powers both machines off in order.
     pub fn power_off(mut self) -> Result<()> {
-        self.guests.iter_mut().try_for_each(Guest::power_off)
+        self.machines.iter_mut().try_for_each(Machine::power_off)
     }
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        self.guests.clear();
+        self.machines.clear();
+        if self.host.take().is_some() {
+            // Requests that are not over hold their labs.
+            site::tear_down_all();
+        }
         if self.dir.join(KEPT).exists() {
             for file in ["initrd", "wire1", "wire2", "agent1", "agent2"] {
                 let _ = std::fs::remove_file(self.dir.join(file));

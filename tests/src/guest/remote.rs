@@ -4,7 +4,7 @@
 
 use super::channel::Ticket;
 use super::cluster::PATIENCE;
-use super::vm::Guest;
+use super::machine::Machine;
 use super::wire::{Call, Checked, Leave, Opened};
 use crate::End;
 use anyhow::{Result, ensure};
@@ -12,14 +12,14 @@ use serde_json::Value;
 
 #[derive(Debug)]
 pub struct Remote<'a> {
-    guest: &'a Guest,
+    machine: &'a Machine,
     pub opened: Opened,
 }
 
 impl<'a> Remote<'a> {
     #[must_use]
-    pub fn new(guest: &'a Guest, opened: Opened) -> Self {
-        Self { guest, opened }
+    pub fn new(machine: &'a Machine, opened: Opened) -> Self {
+        Self { machine, opened }
     }
 
     fn number(&self) -> u64 {
@@ -28,7 +28,7 @@ impl<'a> Remote<'a> {
 
     /// Begins to write the first `bytes` of pattern `seed` in writes of `step`, then `leave`.
     pub fn start_write(&self, seed: u64, bytes: u64, step: usize, leave: Leave) -> Result<Ticket> {
-        self.guest.start_call(Call::Write { stream: self.number(), seed, bytes, step, leave })
+        self.machine.start_call(Call::Write { stream: self.number(), seed, bytes, step, leave })
     }
 
     pub fn write(&self, seed: u64, bytes: u64, leave: Leave) -> Result<()> {
@@ -37,7 +37,7 @@ impl<'a> Remote<'a> {
 
     /// Begins to read to the end, comparing with pattern `seed`.
     pub fn start_check(&self, seed: u64) -> Result<Ticket> {
-        self.guest.start_call(Call::Check { stream: self.number(), seed })
+        self.machine.start_call(Call::Check { stream: self.number(), seed })
     }
 
     /// Everything to the end is `bytes` of pattern `seed`, and the end is clean.
@@ -48,19 +48,19 @@ impl<'a> Remote<'a> {
     /// Reads `bytes` of pattern `seed`; more may follow.
     pub fn check_exact(&self, seed: u64, bytes: u64) -> Result<()> {
         let call = Call::CheckExact { stream: self.number(), seed, bytes };
-        done(self.guest.start_call(call)?)
+        done(self.machine.start_call(call)?)
     }
 
     pub fn stall(&self) -> Result<u64> {
-        self.guest.call(Call::Stall { stream: self.number() }, PATIENCE)
+        self.machine.call(Call::Stall { stream: self.number() }, PATIENCE)
     }
 
     pub fn start_write_until_error(&self) -> Result<Ticket> {
-        self.guest.start_call(Call::WriteUntilError { stream: self.number() })
+        self.machine.start_call(Call::WriteUntilError { stream: self.number() })
     }
 
     pub fn leave(&self, leave: Leave) -> Result<()> {
-        done(self.guest.start_call(Call::Leave { stream: self.number(), leave })?)
+        done(self.machine.start_call(Call::Leave { stream: self.number(), leave })?)
     }
 
     /// One message there, from this end to `other`, and nothing but it.
@@ -73,7 +73,7 @@ impl<'a> Remote<'a> {
 impl Drop for Remote<'_> {
     fn drop(&mut self) {
         let close = Call::Leave { stream: self.number(), leave: Leave::Close };
-        let _ = self.guest.start_call(close);
+        let _ = self.machine.start_call(close);
     }
 }
 

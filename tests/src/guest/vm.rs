@@ -3,11 +3,8 @@
 //!
 //! What it does not do: know what runs inside, beyond the agent at the end of its line.
 
-use super::channel::{Channel, Ticket};
 use super::image::Image;
-use super::wire::Call;
 use anyhow::{Context, Result, bail};
-use serde::de::DeserializeOwned;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -24,12 +21,10 @@ const MEMORY_MIB: u32 = 1536;
 const FILES: &str = "local,id=files,path=/,security_model=none,readonly=on,multidevs=remap";
 
 #[derive(Debug)]
-pub struct Guest {
-    pub number: u8,
+pub struct Vm {
     child: Child,
     line: PathBuf,
     console: PathBuf,
-    channel: Option<Channel>,
 }
 
 /// Debian keeps some programs out of an ordinary user's PATH, and so does a sudo without one.
@@ -38,7 +33,7 @@ pub(super) fn tool(name: &str) -> PathBuf {
     if sbin.exists() { sbin } else { PathBuf::from(name) }
 }
 
-impl Guest {
+impl Vm {
     /// Starts guest 1 or 2 with its files in `dir`. From the main thread only: the kernel kills the
     /// guest when the thread that started it ends.
     pub fn start(number: u8, image: &Image, dir: &Path) -> Result<Self> {
@@ -70,15 +65,15 @@ impl Guest {
         let mut child = qemu.spawn().context("start qemu (package qemu-system-x86)")?;
         let console = dir.join(format!("console{own}.log"));
         record(&mut child, &console)?;
-        Ok(Self { number, child, line, console, channel: None })
+        Ok(Self { child, line, console })
     }
 
-    /// Waits until the guest has booted and its agent answers.
-    pub fn wait_ready(&mut self) -> Result<()> {
+    /// The line to the guest's agent, and what is left of the time that a boot may take.
+    pub fn connect(&mut self) -> Result<(UnixStream, Duration)> {
         let deadline = Instant::now() + BOOT_WITHIN;
-        let line = loop {
+        loop {
             match UnixStream::connect(&self.line) {
-                Ok(line) => break line,
+                Ok(line) => return Ok((line, deadline.saturating_duration_since(Instant::now()))),
                 Err(error) if Instant::now() > deadline => {
                     return Err(error).context("connect to the guest");
                 }
@@ -87,21 +82,7 @@ impl Guest {
             if let Some(status) = self.child.try_wait().context("look at qemu")? {
                 bail!("qemu ended ({status}): {}", self.last_words());
             }
-        };
-        let left = deadline.saturating_duration_since(Instant::now());
-        let name = format!("guest {}", self.number);
-        let channel = Channel::open(&name, line, left);
-        self.channel = Some(channel.with_context(|| self.last_words())?);
-        Ok(())
-    }
-
-    pub fn call<T: DeserializeOwned>(&self, call: Call, within: Duration) -> Result<T> {
-        self.start_call(call)?.wait(within)
-    }
-
-    /// Like [`Guest::call`], but the answer is waited for later.
-    pub fn start_call(&self, call: Call) -> Result<Ticket> {
-        self.channel.as_ref().context("the guest is not up")?.start(call)
+        }
     }
 
     /// The end of the console's log.
@@ -110,9 +91,8 @@ impl Guest {
         crate::process::tail(&String::from_utf8_lossy(&text))
     }
 
-    /// Ends the guest in order: its kernel powers off when the agent's line is closed.
-    pub fn power_off(&mut self) -> Result<()> {
-        self.channel = None;
+    /// Waits until the guest has ended: its kernel powers off when the agent's line is closed.
+    pub fn wait_off(&mut self) -> Result<()> {
         let deadline = Instant::now() + POWER_OFF_WITHIN;
         while Instant::now() < deadline {
             if let Some(status) = self.child.try_wait().context("look at qemu")? {
@@ -123,11 +103,11 @@ impl Guest {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        bail!("guest {} did not power off: {}", self.number, self.last_words())
+        bail!("it did not power off: {}", self.last_words())
     }
 }
 
-impl Drop for Guest {
+impl Drop for Vm {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

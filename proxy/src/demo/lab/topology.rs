@@ -56,12 +56,17 @@ pub fn prepare(netns: &Netns) -> Result<()> {
 }
 
 pub fn join_nodes(n1: &Netns, n2: &Netns) -> Result<()> {
+    wire(n1, n2)?;
+    node(n1, 1, 2)?;
+    node(n2, 2, 1)
+}
+
+/// The underlay's interfaces, joined; not yet up.
+pub fn wire(n1: &Netns, n2: &Netns) -> Result<()> {
     n1.ip(&format!(
         "link add {UNDERLAY} mtu 1500 type veth peer name {UNDERLAY} mtu 1500 netns {}\n",
         n2.name()
-    ))?;
-    node(n1, 1, 2)?;
-    node(n2, 2, 1)
+    ))
 }
 
 /// Makes a namespace with an underlay's interface one of the two nodes.

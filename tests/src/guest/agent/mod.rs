@@ -1,14 +1,15 @@
-//! The agent in a guest: sets the guest up as a node, then does what the driver asks, each request
+//! The agent of a node: sets its machine up as a node, then does what the driver asks, each request
 //! on a thread of its own.
 //!
 //! What it does not do: judge; it answers with what it saw, and the driver compares.
 
 mod held;
-mod node;
+pub mod node;
 mod streams;
 
 use super::wire::{Call, READY, Reply, Request};
 use crate::Lab;
+use crate::netns::Netns;
 use anyhow::{Context, Result, anyhow, bail};
 use held::Held;
 use serde_json::Value;
@@ -16,6 +17,8 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -23,13 +26,16 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 /// Everything that lives between requests.
 #[derive(Debug, Default)]
 struct Agent {
-    lab: OnceLock<Lab>,
+    /// Where the node is, unless it has a machine to itself.
+    netns: Option<Netns>,
     listeners: Mutex<HashMap<u64, Arc<TcpListener>>>,
     streams: Mutex<HashMap<u64, Arc<TcpStream>>>,
     held: Mutex<HashMap<u64, Arc<Mutex<Held>>>>,
     programs: Mutex<Vec<crate::process::Process>>,
     meshed: Mutex<bool>,
     next: AtomicU64,
+    // Last: it takes the namespaces that all else is in.
+    lab: OnceLock<Lab>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -43,9 +49,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub fn serve() -> Result<()> {
     node::prepare()?;
     let line = File::options().read(true).write(true).open(port()?).context("open the line")?;
+    answer_all(line, Agent::default())
+}
+
+/// The same for a node in a namespace of the driver's own machine.
+///
+/// # Errors
+/// When the line fails.
+pub fn serve_in(netns: Netns, line: UnixStream) -> Result<()> {
+    let agent = Agent { netns: Some(netns), ..Agent::default() };
+    answer_all(OwnedFd::from(line).into(), agent)
+}
+
+fn answer_all(line: File, agent: Agent) -> Result<()> {
     let writer = Arc::new(Mutex::new(line.try_clone().context("share the line")?));
     answer(&writer, READY, Ok(Value::Null));
-    let agent = Arc::new(Agent::default());
+    let agent = Arc::new(agent);
     for request in BufReader::new(line).lines() {
         let request: Request =
             serde_json::from_str(&request.context("read the line")?).context("a request")?;

@@ -1,4 +1,4 @@
-//! The guest as a node of the mesh: device, lab, processes, programs.
+//! The machine as a node of the mesh: device, lab, processes, programs.
 
 use super::{Agent, lock};
 use crate::config::{Config, DirectoryFile, Fabric};
@@ -15,7 +15,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// The RDMA device of a guest.
-const DEVICE: &str = "rxe0";
+pub const DEVICE: &str = "rxe0";
 /// Loaded by hand: rxe wants its checksum there first, and nothing asks for the user interfaces.
 const MODULES: [&str; 6] =
     ["crc32_generic", "ib_uverbs", "rdma_ucm", "rdma_rxe", "nf_tables", "sch_netem"];
@@ -64,10 +64,15 @@ impl Agent {
         proxy: &Path,
         certs: &Path,
     ) -> Result<Value> {
-        // The device belongs to the kernel's first namespace: so does the node.
-        let netns = Netns::name_own("node")?;
-        let lab = Lab::at_node(plan, number, &netns, proxy)?;
-        sh(&format!("rdma link add {DEVICE} type rxe netdev {}", topology::UNDERLAY))?;
+        let lab = match &self.netns {
+            Some(netns) => Lab::at_node(plan, number, netns, proxy)?,
+            None => {
+                // The device belongs to the kernel's first namespace: so does the node.
+                let lab = Lab::at_node(plan, number, &Netns::name_own("node")?, proxy)?;
+                sh(&format!("rdma link add {DEVICE} type rxe netdev {}", topology::UNDERLAY))?;
+                lab
+            }
+        };
         std::fs::create_dir_all(lab.certs_dir()).context("create the certificates' directory")?;
         for file in std::fs::read_dir(certs).context("read the certificates")?.flatten() {
             std::fs::copy(file.path(), lab.certs_dir().join(file.file_name()))

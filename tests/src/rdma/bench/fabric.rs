@@ -14,8 +14,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// With `-e` perftest now and then waits for ever in such a guest, or says 0.
 const PERFTEST_LIMIT: Duration = Duration::from_secs(20);
 const PERFTEST_TRIES: u32 = 4;
-/// The RoCE v2 GID of the node's IPv4 address.
-const GID_INDEX: u32 = 1;
+/// The RoCE v2 GID of an emulated node's IPv4 address; other devices' perftest finds by itself.
+const GID: &str = "-x 1";
 const PERFTEST_PORT: u16 = 18_515;
 const LINK_PORT: u16 = 15_799;
 
@@ -25,8 +25,7 @@ const FIGURE: usize = 4;
 const BATCH: u32 = 32;
 const LISTS: &str = "ib_send_bw -l 32 -Q 32";
 /// A guest has no room for the defaults.
-const CONFIG: &str = "/rdmesh/bench-link.yaml";
-const LIMITS: &str = "node: {limits: {window_budget_bytes: 67108864, slab_bytes: 16777216}}";
+const LIMITS: &str = "limits: {window_budget_bytes: 67108864, slab_bytes: 16777216}";
 
 /// Messages there and back.
 fn iterations(size: u32) -> u32 {
@@ -36,7 +35,9 @@ fn iterations(size: u32) -> u32 {
 /// Perftest and bench-link in turns, size by size.
 pub(super) fn round(cluster: &Cluster, figures: &mut Figures) -> Result<()> {
     for number in [1, 2] {
-        cluster.sh(number, &format!("echo '{LIMITS}' > {CONFIG}"))?;
+        let (file, device) = (config(cluster, number), cluster.device(number));
+        let config = format!("node: {{{LIMITS}, verbs: {{device: {device}}}}}");
+        cluster.sh(number, &format!("echo '{config}' > {file}"))?;
     }
     for size in SIZES {
         let latency = perftest(cluster, "ib_send_lat", size, iterations(size));
@@ -53,6 +54,10 @@ pub(super) fn round(cluster: &Cluster, figures: &mut Figures) -> Result<()> {
     Ok(())
 }
 
+fn config(cluster: &Cluster, number: u8) -> String {
+    format!("{}/bench-link{number}.yaml", cluster.scratch().display())
+}
+
 fn perftest(cluster: &Cluster, program: &str, size: u32, iterations: u32) -> Result<f64> {
     let mut tries = 1;
     loop {
@@ -67,11 +72,16 @@ fn perftest(cluster: &Cluster, program: &str, size: u32, iterations: u32) -> Res
 }
 
 fn perftest_once(cluster: &Cluster, program: &str, size: u32, iterations: u32) -> Result<f64> {
-    let common = format!("{program} -F -e -d rxe0 -x {GID_INDEX} -s {size} -n {iterations}");
-    let server = (common.as_str(), Listens::At(PERFTEST_PORT));
-    let ended = both_ends(cluster, server, &format!("{common} {PEER}"), PERFTEST_LIMIT)?;
+    let gid = if cluster.spared().is_some() { "" } else { GID };
+    let command = |number| {
+        let device = cluster.device(number);
+        format!("{program} -F -e -d {device} {gid} -s {size} -n {iterations}")
+    };
+    let server = command(2);
+    let server = (server.as_str(), Listens::At(PERFTEST_PORT));
+    let ended = both_ends(cluster, server, &format!("{} {PEER}", command(1)), PERFTEST_LIMIT)?;
     if ended.code != Some(0) {
-        bail!("{common}: exit {:?}: {}{}", ended.code, ended.stdout, ended.stderr);
+        bail!("{program}: exit {:?}: {}{}", ended.code, ended.stdout, ended.stderr);
     }
     let output = ended.stdout;
     let line = output.lines().find(|line| {
@@ -85,14 +95,16 @@ fn perftest_once(cluster: &Cluster, program: &str, size: u32, iterations: u32) -
 /// One run for one size; the smallest brings the lane's figure as well.
 fn bench_link(cluster: &Cluster, size: u32, figures: &mut Figures) -> Result<()> {
     let proxy = binary::proxy();
-    let command = format!("{} bench-link --config {CONFIG}", proxy.display());
+    let command =
+        |number| format!("{} bench-link --config {}", proxy.display(), config(cluster, number));
     let (listen, connect) = (format!("0.0.0.0:{LINK_PORT}"), format!("{PEER}:{LINK_PORT}"));
     let lane = if size == SIZES[0] { ",lane" } else { "" };
     let messages = if size > 16_384 { 10 * iterations(size) } else { iterations(size) };
-    let server = format!("{command} --listen {listen}");
+    let server = format!("{} --listen {listen}", command(2));
     let client = format!(
-        "{command} --connect {connect} --json --sizes {size} --messages {messages} \
-         --tests latency,rate{lane}"
+        "{} --connect {connect} --json --sizes {size} --messages {messages} \
+         --tests latency,rate{lane}",
+        command(1)
     );
     let ended = both_ends(cluster, (&server, Listens::At(LINK_PORT)), &client, LIMIT)?;
     if ended.code != Some(0) {

@@ -1,7 +1,7 @@
 //! `make bench-rdma`: the fabric against perftest, and programs through the mesh against kernel TCP
-//! and rsockets, all between the same two guests, in turns, as medians.
+//! and rsockets, all between the same two machines, in turns, as medians.
 //!
-//! What it does not do: tell absolute speeds. The processors are emulated: only ratios within one run
+//! What it does not do: tell absolute speeds of guests: on emulated processors only ratios within one run
 //! mean anything. It judges by no exit code: the table says which target was reached.
 
 mod fabric;
@@ -45,11 +45,15 @@ pub fn run(wanted: Wanted) -> Result<()> {
         cluster.keep_logs();
     }
     result?;
+    let machines = match cluster.spared() {
+        None => "emulated processors: only the ratios mean something".into(),
+        Some(_) => cluster.describe(),
+    };
     cluster.power_off()?;
     if wanted.json {
         println!("{}", serde_json::to_string_pretty(&table::json(&figures, wanted))?);
     } else {
-        table::print(&figures, wanted);
+        table::print(&figures, wanted, &machines);
     }
     eprintln!("done in {:.0} s", started.elapsed().as_secs_f64());
     Ok(())
@@ -60,7 +64,7 @@ fn measure(cluster: &mut Cluster, wanted: Wanted, figures: &mut Figures) -> Resu
         for pod in ["b", "y"] {
             for server in [Server::Iperf, Server::Sockperf] {
                 cluster
-                    .guest(2)
+                    .machine(2)
                     .call::<Value>(Call::Serve { pod: pod.into(), server }, PATIENCE)?;
             }
         }
@@ -123,5 +127,5 @@ fn start(
 ) -> Result<crate::guest::channel::Ticket> {
     let command = vec!["sh".into(), "-c".into(), script.to_owned()];
     let within_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX).saturating_add(10_000);
-    cluster.guest(number).start_call(Call::Run { place: Place::Node, command, within_ms })
+    cluster.machine(number).start_call(Call::Run { place: Place::Node, command, within_ms })
 }

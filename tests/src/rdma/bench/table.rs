@@ -99,11 +99,8 @@ fn program_rows() -> Vec<Row> {
     rows
 }
 
-pub(super) fn print(figures: &Figures, wanted: Wanted) {
-    println!(
-        "medians of {} rounds; emulated processors: only the ratios mean something\n",
-        wanted.rounds
-    );
+pub(super) fn print(figures: &Figures, wanted: Wanted, machines: &str) {
+    println!("medians of {} rounds; {machines}\n", wanted.rounds);
     if wanted.fabric {
         print_rows(
             "the fabric alone, both sleep",

@@ -21,7 +21,7 @@ fn echo_server(cluster: &Cluster, port: u16) -> Result<SocketAddr> {
         command: vec![hold, port.to_string()],
         port: Some(port),
     };
-    cluster.guest(2).call::<Value>(spawn, PATIENCE)?;
+    cluster.machine(2).call::<Value>(spawn, PATIENCE)?;
     Ok(SocketAddr::new(pod_ip(2, false), port))
 }
 
@@ -80,7 +80,7 @@ fn footprint(cluster: &Cluster) -> Result<[(u64, f64, f64, usize); 2]> {
 pub fn churn(cluster: &mut Cluster) -> Result<Option<String>> {
     let to = echo_server(cluster, 7_100)?;
     let churn = |connections| -> Result<f64> {
-        cluster.guest(1).call(Call::Churn { pod: "a".into(), to, connections }, 2 * PATIENCE)
+        cluster.machine(1).call(Call::Churn { pod: "a".into(), to, connections }, 2 * PATIENCE)
     };
     churn(50)?;
     let settled = || Ok(footprint(cluster)?.iter().all(|node| node.1 == 0.0));
@@ -107,8 +107,8 @@ pub fn thousand_streams(cluster: &mut Cluster) -> Result<Option<String>> {
     const STREAMS: u32 = 1_000;
     let to = echo_server(cluster, 7_200 + u16::try_from(cluster.workers())?)?;
     let call = Call::Hold { pod: "a".into(), to, streams: STREAMS };
-    let held: u64 = cluster.guest(1).call(call, PATIENCE)?;
-    cluster.guest(1).call::<Value>(Call::EchoHeld { held }, PATIENCE)?;
+    let held: u64 = cluster.machine(1).call(call, PATIENCE)?;
+    cluster.machine(1).call::<Value>(Call::EchoHeld { held }, PATIENCE)?;
     for number in [1, 2] {
         let active = cluster.metrics(number)?.sum("rdmesh_streams_active", &[]);
         ensure!(active >= f64::from(STREAMS), "node {number} has {active} streams");
@@ -119,7 +119,7 @@ pub fn thousand_streams(cluster: &mut Cluster) -> Result<Option<String>> {
             cluster.sh(number, "rdma resource show qp")?
         );
     }
-    cluster.guest(1).call::<Value>(Call::DropHeld { held }, PATIENCE)?;
+    cluster.machine(1).call::<Value>(Call::DropHeld { held }, PATIENCE)?;
     let (near, far) = cluster.pair()?;
     exchange(&near, &far, 1_000, 1_000, 1_000)?;
     Ok(None)

@@ -2,6 +2,7 @@
 //! setting restarts the node proxies.
 
 mod failover;
+mod host;
 mod load;
 pub mod proof;
 mod semantics;
@@ -85,6 +86,7 @@ pub const ALL: &[Scenario] = &[
     auto("the RDMA device is removed amid 64 MiB", failover::device_removed),
     auto("the interface is down for 2 s amid 64 MiB", failover::interface_down),
     auto("the queue pair fails amid 64 MiB", failover::queue_pair_error),
+    auto("the devices of one machine, as with RDMA=host", host::on_one_machine),
     auto("a node proxy is killed", failover::node_killed),
     auto("restarts leak nothing", failover::restarts),
 ];

@@ -175,7 +175,7 @@ pub fn addresses(cluster: &mut Cluster) -> Result<Option<String>> {
             ensure!(far.local == near.peer, "getsockname gave {}, not {}", far.local, near.peer);
         }
     }
-    let (here, there) = (cluster.guest(1), cluster.guest(2));
+    let (here, there) = (cluster.machine(1), cluster.machine(2));
     let listener: Opened = there.call(Call::Listen { pod: "b".into() }, PATIENCE)?;
     let to = SocketAddr::new(pod_ip(2, false), listener.local.port());
     let from = SocketAddr::new(pod_ip(1, false), 40_123);
@@ -201,7 +201,7 @@ pub fn server_first(cluster: &mut Cluster) -> Result<Option<String>> {
 }
 
 pub fn closed_port(cluster: &mut Cluster) -> Result<Option<String>> {
-    let here = cluster.guest(1);
+    let here = cluster.machine(1);
     for ipv6 in [false, true] {
         let to = SocketAddr::new(pod_ip(2, ipv6), 9);
         // Behind a capture the connect itself succeeds before anything is known.
