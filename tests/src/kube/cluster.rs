@@ -48,6 +48,16 @@ pub struct Pod {
     pub object: Value,
 }
 
+impl Pod {
+    #[must_use]
+    pub fn address_of(&self, ipv6: bool) -> Option<IpAddr> {
+        let mut all = items(&self.object["status"]["podIPs"]).iter();
+        all.find_map(|entry| {
+            text(&entry["ip"]).parse().ok().filter(|a: &IpAddr| a.is_ipv6() == ipv6)
+        })
+    }
+}
+
 impl Cluster {
     /// # Errors
     /// When the cluster is not fit, or another rdmesh is in it.

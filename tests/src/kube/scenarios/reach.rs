@@ -2,7 +2,9 @@
 
 use crate::kube::cluster::{Cluster, MESH, PLAIN, items, text};
 use crate::kube::kubectl::eventually;
-use anyhow::{Result, bail, ensure};
+use crate::kube::run::NOT_RUN;
+use anyhow::{Context, Result, bail, ensure};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 const WORKLOADS: &str = include_str!("../../../kube/workloads.yaml");
@@ -69,16 +71,33 @@ pub fn meshed(cluster: &Cluster) -> Result<String> {
 }
 
 pub fn through_the_mesh(cluster: &Cluster) -> Result<String> {
+    let ipv6 = cluster.pod(MESH, "web")?.address.is_ipv6();
+    reached(cluster, ipv6)
+}
+
+/// The same from and to the other of the addresses that the pods of a dual-stack cluster have.
+pub fn by_the_other_family(cluster: &Cluster) -> Result<String> {
     let web = cluster.pod(MESH, "web")?;
-    let service = cluster.kube.json(&["-n", MESH, "get", "service", "web"])?;
-    let cluster_address = text(&service["spec"]["clusterIP"]);
-    let address = match web.address {
-        std::net::IpAddr::V4(v4) => format!("{v4}:8080"),
-        std::net::IpAddr::V6(v6) => format!("[{v6}]:8080"),
+    let ipv6 = web.address.is_ipv4();
+    if web.address_of(ipv6).is_none() {
+        return Ok(format!("{NOT_RUN}: this cluster's pods have one address each"));
+    }
+    reached(cluster, ipv6)
+}
+
+fn reached(cluster: &Cluster, ipv6: bool) -> Result<String> {
+    let (web, family) = (cluster.pod(MESH, "web")?, if ipv6 { "-6" } else { "-4" });
+    let host = |address: IpAddr| match address {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => format!("[{v6}]"),
     };
+    let service = cluster.kube.json(&["-n", MESH, "get", "service", "web"])?;
+    let mut cluster_addresses = items(&service["spec"]["clusterIPs"]).iter();
+    let cluster_address = cluster_addresses
+        .find_map(|address| text(address).parse().ok().filter(|a: &IpAddr| a.is_ipv6() == ipv6));
     let ways = [
-        address,
-        cluster_address,
+        format!("{}:8080", host(web.address_of(ipv6).context("web's address")?)),
+        host(cluster_address.context("a ClusterIP of this family")?),
         "web".into(),
         format!("web.{MESH}.svc.cluster.local"),
         "web-headless:8080".into(),
@@ -88,21 +107,18 @@ pub fn through_the_mesh(cluster: &Cluster) -> Result<String> {
     let mut seen = Vec::new();
     for (client, fabric) in [("client-a", "tcp"), ("client-b", "shm")] {
         let pod = cluster.pod(MESH, client)?;
+        let own = pod.address_of(ipv6).context("the client's address")?;
         let node = text(&pod.object["spec"]["nodeName"]);
         let before = cluster.node_metrics(&node)?;
         for way in &ways {
-            let who = cluster.kube.exec(
-                MESH,
-                &pod.name,
-                "client",
-                &["curl", "-sS", "--max-time", "10", &format!("http://{way}/who")],
-            )?;
+            let url = format!("http://{way}/who");
+            let who = ["curl", family, "-sS", "--max-time", "10", &url];
+            let who = cluster.kube.exec(MESH, &pod.name, "client", &who)?;
             ensure!(
-                who.trim() == pod.address.to_string(),
-                "{client} at {} reached {way}, which saw {who}",
-                pod.address
+                who.trim() == own.to_string(),
+                "{client} at {own} reached {way}, which saw {who}"
             );
-            let fetch = format!("curl -sS --max-time 30 http://{way}/blob | sha256sum");
+            let fetch = format!("curl {family} -sS --max-time 30 http://{way}/blob | sha256sum");
             let got = cluster.kube.exec(MESH, &pod.name, "client", &["sh", "-c", &fetch])?;
             ensure!(
                 got.starts_with(&want),
@@ -156,8 +172,34 @@ pub fn outside(cluster: &Cluster) -> Result<String> {
 }
 
 pub fn job(cluster: &Cluster) -> Result<String> {
+    let time = run_job(cluster, "")?;
+    Ok(format!("complete after {time:.1} s, its directory swept"))
+}
+
+/// By the lanes' numbers, which tell it with and without RDMA devices in the cluster.
+pub fn wanted_fabric(cluster: &Cluster) -> Result<String> {
+    // One for each worker at most; a cluster's nodes have fewer than that.
+    const TCP_LANES: std::ops::Range<u16> = 10_000..10_256;
+    let lanes = || -> Result<f64> {
+        let metrics = cluster.node_metrics(&cluster.node_a)?;
+        let up = |lane: u16| metrics.sum("rdmesh_lane_up", &[("lane", &lane.to_string())]);
+        Ok(TCP_LANES.map(up).sum())
+    };
+    let before = lanes()?;
+    ensure!(before == 0.0, "{before} lanes that keep off RDMA, before any pod wanted one");
+    run_job(cluster, "rdmesh.io/fabric: tcp")?;
+    let now = lanes()?;
+    ensure!(
+        now == 1.0,
+        "{now} lanes that keep off RDMA after one connection of a pod that wants so"
+    );
+    Ok("the connection of a Job that wants tcp has a lane of its own".into())
+}
+
+/// Runs the job with these annotations of its pod; how long it took.
+fn run_job(cluster: &Cluster, annotations: &str) -> Result<f64> {
     let begun = Instant::now();
-    cluster.apply(MESH, JOB, &[])?;
+    cluster.apply(MESH, JOB, &[("annotations", annotations)])?;
     cluster.kube.run(&[
         "-n",
         MESH,
@@ -169,9 +211,12 @@ pub fn job(cluster: &Cluster) -> Result<String> {
     let time = begun.elapsed().as_secs_f64();
     let pods = cluster.kube.json(&["-n", MESH, "get", "pods", "-l", "app=job"])?;
     let pod = &items(&pods["items"])[0];
-    let address = text(&pod["status"]["podIP"]);
+    let addresses = &pod["status"]["podIPs"];
     let log = cluster.kube.run(&["-n", MESH, "logs", "job/job", "-c", "job"])?;
-    ensure!(log.trim() == address, "the job at {address} was seen as {log}");
+    ensure!(
+        items(addresses).iter().any(|entry| entry["ip"] == log.trim()),
+        "the job at {addresses} was seen as {log}"
+    );
     let uid = text(&pod["metadata"]["uid"]);
     cluster.kube.run(&["-n", MESH, "delete", "job", "job", "--wait", "--cascade=foreground"])?;
     eventually(Duration::from_secs(10), "the job's directory is swept", || {
@@ -179,5 +224,5 @@ pub fn job(cluster: &Cluster) -> Result<String> {
         ensure!(!left.iter().any(|entry| entry.ends_with(&uid)), "{left:?}");
         Ok(())
     })?;
-    Ok(format!("complete after {time:.1} s, its directory swept"))
+    Ok(time)
 }
