@@ -121,23 +121,31 @@ fn in_plain_text() {
     variant(|node| node.encrypt = false);
 }
 
-/// A kernel setting that comes back when this is dropped.
-struct Setting {
-    path: &'static str,
+/// The machine's setting of io_uring, as it was when this is dropped. Whoever else runs this test
+/// waits meanwhile.
+struct IoUring {
     before: String,
+    _lock: std::fs::File,
 }
 
-impl Setting {
-    fn set(path: &'static str, value: &str) -> Self {
-        let before = std::fs::read_to_string(path).expect("read the setting");
-        std::fs::write(path, value).expect("change the setting");
-        Self { path, before }
+impl IoUring {
+    const PATH: &str = "/proc/sys/kernel/io_uring_disabled";
+
+    fn hold() -> Self {
+        let lock = std::fs::File::open(Self::PATH).expect("open the setting");
+        lock.lock().expect("lock the setting");
+        let before = std::fs::read_to_string(Self::PATH).expect("read the setting");
+        Self { before, _lock: lock }
+    }
+
+    fn forbid(&self) {
+        std::fs::write(Self::PATH, "2").expect("change the setting");
     }
 }
 
-impl Drop for Setting {
+impl Drop for IoUring {
     fn drop(&mut self) {
-        std::fs::write(self.path, &self.before).expect("put the setting back");
+        std::fs::write(Self::PATH, &self.before).expect("put the setting back");
     }
 }
 
@@ -149,9 +157,10 @@ fn with_io_uring_and_where_the_host_refuses_it() {
         return drop(variant(uring));
     }
     let refused = "io_uring is refused";
+    let setting = IoUring::hold();
     let lab = variant(uring);
     assert!(log(&lab).contains("I/O by io_uring"), "{}", log(&lab));
-    let _off = Setting::set("/proc/sys/kernel/io_uring_disabled", "2");
+    setting.forbid();
     let lab = variant(uring);
     assert!(log(&lab).contains(refused), "{}", log(&lab));
 }

@@ -57,6 +57,16 @@ pub(super) async fn to_original(
 /// A port is rarely taken twice in a row.
 const OTHER_PORTS_TRIED: u32 = 8;
 
+/// A client may take a port again as soon as its own kernel has let go of it. Here the connection
+/// before may still wait for the application's last acknowledgement.
+const PORT_IS_FREE_AFTER: [Duration; 5] = [
+    Duration::from_millis(1),
+    Duration::from_millis(4),
+    Duration::from_millis(16),
+    Duration::from_millis(64),
+    Duration::from_millis(128),
+];
+
 /// Connects to the pod's application at `dst` as `src`. See [`may_deliver`].
 pub(super) async fn to_application(
     options: &Options,
@@ -66,9 +76,13 @@ pub(super) async fn to_application(
 ) -> Result<OwnedFd, DialFailure> {
     let (src, dst) = (normalised(src), normalised(dst));
     let time_max = time_max.min(options.connect_timeout);
-    let mut opened = deliver(options.marks, src, dst, Port::AtConnect, time_max).await;
-    if matches!(&opened, Err(error) if port_is_taken(error)) {
-        opened = deliver(options.marks, src, dst, Port::AtBind, time_max).await;
+    let mut opened = with_its_port(options.marks, src, dst, time_max).await;
+    for wait in PORT_IS_FREE_AFTER {
+        if !matches!(&opened, Err(error) if still_connected(error, src)) {
+            break;
+        }
+        tokio::time::sleep(wait).await;
+        opened = with_its_port(options.marks, src, dst, time_max).await;
     }
     // The client may be in this very pod (a service that leads back to it), where its port is
     // taken by itself; or the application listens on a port of the same number. The address is
@@ -82,6 +96,25 @@ pub(super) async fn to_application(
     }
     let stream = opened.map_err(|error| failure(&error))?;
     Ok(OwnedFd::from(stream.into_std().map_err(|_| DialFailure::Internal)?))
+}
+
+async fn with_its_port(
+    marks: Marks,
+    src: SocketAddr,
+    dst: SocketAddr,
+    time_max: Duration,
+) -> io::Result<TcpStream> {
+    let opened = deliver(marks, src, dst, Port::AtConnect, time_max).await;
+    if matches!(&opened, Err(error) if port_is_taken(error)) {
+        return deliver(marks, src, dst, Port::AtBind, time_max).await;
+    }
+    opened
+}
+
+/// Whether there is a connection with these very addresses and ports. One whose client is in this
+/// pod is the client's own, and not about to end.
+fn still_connected(error: &io::Error, src: SocketAddr) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable && !is_own_address(src)
 }
 
 /// Only the application itself is reached, as from outside: the node proxy may be wrong about

@@ -221,12 +221,12 @@ impl Stream {
     pub(super) fn write(&mut self, moves: bool) -> io::Result<usize> {
         let mut total = 0;
         while self.writable && !self.out.is_empty() {
+            let Some(socket) = &self.socket else { break };
             let moves = moves && self.blocked.is_none();
             if moves && self.next_can_move() {
                 total += self.write_moved()?;
                 continue;
             }
-            let Some(socket) = &self.socket else { break };
             let mut slices = [IoSlice::new(&[]); IO_SLICES_MAX];
             let mut count = 0;
             let mut offered = 0;
@@ -346,5 +346,47 @@ impl Blocked {
             return Some(Self::Surely);
         }
         (started.elapsed() >= WAIT_MIN).then_some(Self::Perhaps)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rdmesh_sys::pipe::Pipes;
+    use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (near, listener.accept().unwrap().0)
+    }
+
+    /// The peer's first bytes may come, in a pipe, before the application's socket is there.
+    #[test]
+    fn payload_in_a_pipe_waits_for_the_socket() {
+        const BYTES: usize = 20_000;
+        let key = Key { index: 0, generation: 0 };
+        let (id, role) = (StreamId(1), Role::Server);
+        let mut stream = Stream::new(key, id, key, role, FabricKind::Tcp, Instant::now());
+        let (mut near, far) = pair();
+        near.write_all(&[7; BYTES]).unwrap();
+        let mut filling = Pipes::new(1).unwrap().take().unwrap();
+        while filling.len() < BYTES {
+            filling.fill(&far, BYTES - filling.len()).unwrap();
+        }
+        stream.push(filling.finish());
+        assert_eq!(stream.write(true).unwrap(), 0);
+        assert!(stream.holds_pipes());
+        let (mut application, ours) = pair();
+        stream.socket = Some(ours.into());
+        let mut written = 0;
+        while written < BYTES {
+            written += stream.write(true).unwrap();
+        }
+        let mut got = vec![0; BYTES];
+        application.read_exact(&mut got).unwrap();
+        assert!(got.iter().all(|byte| *byte == 7));
+        assert!(!stream.holds_pipes());
     }
 }
