@@ -2,6 +2,7 @@
 
 use rdmesh_tests::sockets::pair_of;
 use rdmesh_tests::{Lab, Pattern, Plan, assert_tunnelled, direct, lab, pair, two_pods};
+use rustix::fs::{FlockOperation, flock};
 use std::net::{Shutdown, TcpStream};
 
 /// Sends `up` and `down` at once, each in writes of `step` bytes, and checks both.
@@ -133,7 +134,7 @@ impl IoUring {
 
     fn hold() -> Self {
         let lock = std::fs::File::open(Self::PATH).expect("open the setting");
-        lock.lock().expect("lock the setting");
+        flock(&lock, FlockOperation::LockExclusive).expect("lock the setting");
         let before = std::fs::read_to_string(Self::PATH).expect("read the setting");
         Self { before, _lock: lock }
     }
