@@ -347,6 +347,27 @@ fn reader_that_stops_stops_only_itself() {
 }
 
 #[test]
+fn what_is_delivered_at_once_is_not_kept() {
+    let mut pair = Pair::new(&LaneConfig::default());
+    let id = pair.open();
+    for round in 1..=3 {
+        let payload = zeros(5_000);
+        let alone = payload.clone();
+        pair.lanes[0].send(id, payload).unwrap();
+        let message = pair.transmit(0).unwrap();
+        assert!(!alone.is_unique());
+        pair.lanes[0].delivered();
+        assert!(alone.is_unique(), "the sender has kept it");
+        assert_eq!(pair.lanes[0].stats().unacked_messages, 0);
+        pair.deliver(1, message);
+        pair.lanes[1].consumed(id, 5_000);
+        // The acknowledgements that come all the same tell nothing new.
+        pair.run();
+        assert_eq!(pair.lanes[1].streams[&id].received, 5_000 * round);
+    }
+}
+
+#[test]
 fn many_small_writes_share_a_message() {
     let mut pair = Pair::new(&LaneConfig::default());
     let streams: Vec<_> = (0..100).map(|_| pair.open()).collect();

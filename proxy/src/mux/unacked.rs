@@ -59,6 +59,12 @@ impl<P: Payload> Unacked<P> {
         Ok(self.drop_to(ack))
     }
 
+    /// Nothing of what was sent can get lost any more.
+    pub fn forget(&mut self) {
+        debug_assert!(!self.resending(), "it was sent on this link");
+        self.drop_to(self.link_seq - 1);
+    }
+
     /// A new link: everything after `received` goes again.
     pub fn rewind(&mut self, received: u64) -> Result<(), ProtocolError> {
         if received >= self.next_seq() || received + 1 < self.first_seq {

@@ -105,7 +105,11 @@ impl LaneSlot {
     }
 
     pub(super) fn takes_pipes(&self) -> bool {
-        matches!(&self.carrier, Carrier::Link(link) if link.takes_pipes())
+        match &self.carrier {
+            Carrier::Link(link) => link.takes_pipes(),
+            Carrier::Twin(_) => true,
+            Carrier::None | Carrier::Requested => false,
+        }
     }
 
     pub(super) fn next_timeout(&self) -> Option<Instant> {

@@ -234,6 +234,8 @@ impl Worker {
                 while let Some(message) = slot.mux.poll_transmit(self.now, &mut keep) {
                     messages.push(message);
                 }
+                // What is in a pipe can be moved on by its only owner.
+                slot.mux.delivered();
                 self.deliver_to_twin(other, messages);
             }
         }
