@@ -83,22 +83,26 @@ pub fn device_counter(cluster: &Cluster, number: u8, name: &str) -> Result<Optio
     Ok(sum)
 }
 
-/// The queue pairs of a node's node proxy.
+/// The queue pairs of a node's node proxy. The kernel has them under the thread that made them.
 pub fn queue_pairs(cluster: &Cluster, number: u8) -> Result<usize> {
-    let text = cluster.sh(number, "rdma resource show qp")?;
-    let owner = format!(" pid {} ", cluster.node_state(number)?.pid);
-    let own = |line: &&str| line.contains("type RC") && line.contains(&owner);
-    Ok(text.lines().filter(own).count())
+    let pid = cluster.node_state(number)?.pid;
+    let listed = cluster.sh(number, &format!("ls /proc/{pid}/task; rdma resource show qp"))?;
+    let threads: Vec<&str> = listed.lines().take_while(|line| !line.contains(' ')).collect();
+    let owner = |line: &str| line.split(" pid ").nth(1)?.split(' ').next().map(str::to_owned);
+    let own = |line: &&str| owner(line).is_some_and(|owner| threads.contains(&owner.as_str()));
+    Ok(listed.lines().filter(|line| line.contains("type RC")).filter(own).count())
 }
 
-/// What node proxies hold of a node's device, for a comparison before and after.
+/// What the threads of node proxies hold of a node's device, for a comparison before and after.
 pub fn resources(cluster: &Cluster, number: u8) -> Result<String> {
     let device = cluster.device(number);
     let script = format!(
         "for kind in qp cq mr pd ctx; do \
-         echo \"$kind $(rdma resource show $kind | grep '{device}[ /].* comm rdmesh-proxy' | wc -l)\"; done"
+         echo \"$kind $(rdma resource show $kind | grep '{device}[ /].* comm worker-' | wc -l)\"; done"
     );
-    Ok(cluster.sh(number, &script)?.trim().to_owned())
+    let held = cluster.sh(number, &script)?.trim().to_owned();
+    ensure!(!held.starts_with("qp 0"), "no queue pair among what node proxies hold: {held}");
+    Ok(held)
 }
 
 /// The lanes that are up on a node, by fabric.
