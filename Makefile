@@ -187,6 +187,12 @@ bench-injector: setup-build ## Admissions at 200 a second over HTTPS: time, memo
 bench-directory: ## What clusters of 20,000 and 150,000 pods cost a node: memory, time of a snapshot, of a decision
 	$(CARGO) test --locked --release -p rdmesh-proxy --lib directory::kube::load_tests -- --ignored --nocapture --test-threads 1
 
+.PHONY: bench-micro
+bench-micro: setup-build ## Cost of frames, scheduling, credits, windows and handoff by themselves: times, instructions
+	@tests/setup.sh --check bench 2>/dev/null || tests/setup.sh bench
+	$(CARGO) bench --locked -p rdmesh-proxy --bench micro
+	tests/instructions.sh "$$($(CARGO) bench --locked -p rdmesh-proxy --bench micro --no-run 2>&1 | sed -n 's/.*(\(.*\))$$/\1/p')"
+
 .PHONY: bench-rdma
 bench-rdma: setup-guest build ## Compare with perftest, rsockets and kernel TCP in two emulated machines (ARGS='3 fabric --json')
 	$(CARGO) build --locked --release -p rdmesh-tests --bins

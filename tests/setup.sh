@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that building (group `build`), the chart's tests (group `chart`), the
 # lab (group `lab`: demo, end-to-end tests, benchmark), the guests (group `guest`: the Soft-RoCE lab),
-# the image (group `image`) or the tests in a cluster (group `cluster`: what runs in its pods) need.
+# the image (group `image`), the tests in a cluster (group `cluster`: what runs in its pods) or the
+# counting of instructions (group `bench`) need.
 # Installs nothing that is there, starts no service, and leaves none enabled that it brought. The
 # guests' kernel is downloaded and unpacked to target/guest/kernel, not installed.
 #
-#   tests/setup.sh [--check] [build|chart|lab|guest|image|cluster]...      no group: all
+#   tests/setup.sh [--check] [build|chart|lab|guest|image|cluster|bench]...      no group: all
 #
 # --check changes nothing: it exits with 1 and names what is missing.
 set -euo pipefail
@@ -30,6 +31,8 @@ guest_packages=(
 image_packages=(binutils ibverbs-providers jq libcap2-bin)
 # What runs in the pods; Debian's Prometheus is used without its service.
 cluster_packages=(busybox-static curl dnsmasq-base jq nftables nginx-light prometheus)
+# What counts instructions.
+bench_packages=(valgrind)
 kernel_dir=${CARGO_TARGET_DIR:-$(dirname "$0")/../target}/guest/kernel
 # The service that a package would start and enable, and the process that would then run.
 declare -A units=(
@@ -48,11 +51,11 @@ groups=()
 for argument in "$@"; do
   case $argument in
     --check) check_only=true ;;
-    build | chart | lab | guest | image | cluster) groups+=("$argument") ;;
-    *) fail "unknown argument '$argument'; usage: tests/setup.sh [--check] [build|chart|lab|guest|image|cluster]..." ;;
+    build | chart | lab | guest | image | cluster | bench) groups+=("$argument") ;;
+    *) fail "unknown argument '$argument'; usage: tests/setup.sh [--check] [build|chart|lab|guest|image|cluster|bench]..." ;;
   esac
 done
-[[ ${#groups[@]} -gt 0 ]] || groups=(build chart lab guest image cluster)
+[[ ${#groups[@]} -gt 0 ]] || groups=(build chart lab guest image cluster bench)
 
 wanted=()
 for group in "${groups[@]}"; do
