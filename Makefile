@@ -146,7 +146,7 @@ e2e: setup-lab ## End-to-end tests: real programs and sockets in network namespa
 stress: setup-lab ## All end-to-end tests (or ARGS='--test bytes'), N=3 processes at once: finds what a busy machine would
 	$(CARGO) build --locked -p rdmesh-proxy
 	$(CARGO) test --locked -p rdmesh-tests --no-run
-	@pids=; for n in $$(seq $(N)); do \
+	@rm -f $(TARGET_DIR)/stress-*.log; pids=; for n in $$(seq $(N)); do \
 		$(CARGO) test --locked $(RUN_AS_ROOT) -p rdmesh-tests --no-fail-fast $(ARGS) >$(TARGET_DIR)/stress-$$n.log 2>&1 & pids="$$pids $$!"; \
 	done; failed=0; for pid in $$pids; do wait $$pid || failed=1; done; \
 	grep -H '^test .* FAILED' $(TARGET_DIR)/stress-*.log || true; exit $$failed

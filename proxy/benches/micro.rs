@@ -179,8 +179,8 @@ fn handoff_codec() -> Turn {
 }
 
 fn handoff_socket() -> Turn {
-    let kind = (AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC);
-    let (near, far) = socketpair(kind.0, kind.1, kind.2, None).expect("sockets");
+    let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    let (near, far) = socketpair(family, kind, SocketFlags::CLOEXEC, None).expect("sockets");
     let (mut near, mut far) = (Channel::new(near).expect("near"), Channel::new(far).expect("far"));
     let client = std::net::UdpSocket::bind("127.0.0.1:0").expect("a descriptor");
     let (src, orig_dst) = addresses();

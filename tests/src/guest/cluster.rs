@@ -141,6 +141,12 @@ impl Cluster {
         self.host.as_ref().map_or(DEVICE, |host| host.node(number).1)
     }
 
+    /// Nodes whose devices are all devices, each once.
+    pub fn nodes_by_device(&self) -> &'static [u8] {
+        let shared = self.host.is_some() && self.device(1) == self.device(2);
+        if shared { &[1] } else { &[1, 2] }
+    }
+
     /// A directory on a node for what a test writes.
     pub fn scratch(&self) -> &Path {
         if self.host.is_some() { &self.dir } else { Path::new(SCRATCH) }

@@ -1,16 +1,14 @@
 //! Runs the scenarios one after the other: a line for each with its time, and what it saw.
 //!
-//! What it does not do: skip in silence. The scenarios stand on each other, so the first that fails ends the run.
+//! What it does not do: skip in silence. The scenarios stand on each other, so the first that fails
+//! ends the run.
 
 use super::Cluster;
-use super::scenarios::ALL;
+use super::scenarios::{ALL, NOT_RUN};
 use anyhow::{Context, Result, bail};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::Instant;
-
-/// How a scenario's words begin when the cluster is not made for it.
-pub const NOT_RUN: &str = "NOT RUN";
 
 pub fn main() -> ExitCode {
     match run() {

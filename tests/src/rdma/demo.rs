@@ -203,10 +203,8 @@ fn rows(direct: &[Measured], meshed: &[Measured]) -> Vec<Row> {
 fn counters(cluster: &Cluster) -> Result<Vec<(&'static str, u64)>> {
     let mut all = Vec::new();
     for name in COUNTERS {
-        let one = proof::device_counter(cluster, 1, name)?;
-        let two = proof::device_counter(cluster, 2, name)?;
-        if let (Some(one), Some(two)) = (one, two) {
-            all.push((name, one + two));
+        if let Some(count) = proof::device_counter(cluster, name)? {
+            all.push((name, count));
         }
     }
     Ok(all)

@@ -354,13 +354,7 @@ mod tests {
     use super::*;
     use rdmesh_sys::pipe::Pipes;
     use std::io::{Read as _, Write as _};
-    use std::net::{TcpListener, TcpStream};
-
-    fn pair() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        (near, listener.accept().unwrap().0)
-    }
+    use std::os::unix::net::UnixStream;
 
     /// The peer's first bytes may come, in a pipe, before the application's socket is there.
     #[test]
@@ -369,7 +363,7 @@ mod tests {
         let key = Key { index: 0, generation: 0 };
         let (id, role) = (StreamId(1), Role::Server);
         let mut stream = Stream::new(key, id, key, role, FabricKind::Tcp, Instant::now());
-        let (mut near, far) = pair();
+        let (mut near, far) = UnixStream::pair().unwrap();
         near.write_all(&[7; BYTES]).unwrap();
         let mut filling = Pipes::new(1).unwrap().take().unwrap();
         while filling.len() < BYTES {
@@ -378,7 +372,7 @@ mod tests {
         stream.push(filling.finish());
         assert_eq!(stream.write(true).unwrap(), 0);
         assert!(stream.holds_pipes());
-        let (mut application, ours) = pair();
+        let (mut application, ours) = UnixStream::pair().unwrap();
         stream.socket = Some(ours.into());
         let mut written = 0;
         while written < BYTES {

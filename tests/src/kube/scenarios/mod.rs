@@ -11,6 +11,9 @@ mod rollout;
 use super::Cluster;
 use anyhow::Result;
 
+/// How a scenario's words begin when the cluster is not made for it.
+pub const NOT_RUN: &str = "NOT RUN";
+
 type Scenario = fn(&Cluster) -> Result<String>;
 
 pub const ALL: &[(&str, Scenario)] = &[

@@ -2,7 +2,7 @@
 
 use crate::kube::cluster::{Cluster, MESH, PLAIN, items, text};
 use crate::kube::kubectl::eventually;
-use crate::kube::run::NOT_RUN;
+use crate::kube::scenarios::NOT_RUN;
 use anyhow::{Context, Result, bail, ensure};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};

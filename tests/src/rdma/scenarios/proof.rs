@@ -59,26 +59,27 @@ impl Counts {
 pub fn rnr(cluster: &Cluster) -> Result<u64> {
     // Of rxe, sent and received; of mlx5.
     const NAMES: [&str; 3] = ["send_rnr_err", "rcvd_rnr_err", "rnr_nak_retry_err"];
-    let (mut sum, mut counted) = (0, false);
-    for number in [1, 2] {
-        for name in NAMES {
-            let count = device_counter(cluster, number, name)?;
-            counted |= count.is_some();
-            sum += count.unwrap_or(0);
+    let mut sum = None;
+    for name in NAMES {
+        if let Some(count) = device_counter(cluster, name)? {
+            sum = Some(sum.unwrap_or(0) + count);
         }
     }
-    ensure!(counted, "no device here counts {}: nothing would show an RNR", NAMES.join(", "));
-    Ok(sum)
+    sum.with_context(|| format!("no device counts {}: nothing would show an RNR", NAMES.join(", ")))
 }
 
-/// A counter of a node's device, all ports; nothing when the device has no such counter.
-pub fn device_counter(cluster: &Cluster, number: u8, name: &str) -> Result<Option<u64>> {
-    let ports = format!("/sys/class/infiniband/{}/ports/*", cluster.device(number));
-    let script = format!("cat {ports}/counters/{name} {ports}/hw_counters/{name} 2>/dev/null; :");
+/// A counter of the nodes' devices, all ports; nothing when none has such a counter.
+pub fn device_counter(cluster: &Cluster, name: &str) -> Result<Option<u64>> {
     let mut sum = None;
-    for line in cluster.sh(number, &script)?.lines() {
-        let count: u64 = line.trim().parse().with_context(|| format!("counter {name}: {line}"))?;
-        sum = Some(sum.unwrap_or(0) + count);
+    for number in cluster.nodes_by_device() {
+        let ports = format!("/sys/class/infiniband/{}/ports/*", cluster.device(*number));
+        let script =
+            format!("cat {ports}/counters/{name} {ports}/hw_counters/{name} 2>/dev/null; :");
+        for line in cluster.sh(*number, &script)?.lines() {
+            let count: u64 =
+                line.trim().parse().with_context(|| format!("counter {name}: {line}"))?;
+            sum = Some(sum.unwrap_or(0) + count);
+        }
     }
     Ok(sum)
 }
@@ -101,7 +102,8 @@ pub fn resources(cluster: &Cluster, number: u8) -> Result<String> {
          echo \"$kind $(rdma resource show $kind | grep '{device}[ /].* comm worker-' | wc -l)\"; done"
     );
     let held = cluster.sh(number, &script)?.trim().to_owned();
-    ensure!(!held.starts_with("qp 0"), "no queue pair among what node proxies hold: {held}");
+    let nothing = held.lines().find(|line| line.ends_with(" 0"));
+    ensure!(nothing.is_none(), "a node proxy at work holds some of everything: {held}");
     Ok(held)
 }
 
