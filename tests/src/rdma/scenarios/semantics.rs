@@ -157,6 +157,8 @@ pub fn resets(cluster: &mut Cluster) -> Result<Option<String>> {
 
 pub fn reset_reaches_a_writer(cluster: &mut Cluster) -> Result<Option<String>> {
     each_way(cluster, |left, right| {
+        // Else the reset may come before anything has gone over the lane.
+        left.says_to(right, 5, 1_000)?;
         let writer = right.start_write_until_error()?;
         left.leave(Leave::Reset)?;
         writer.wait::<String>(PATIENCE).map(drop)
