@@ -94,6 +94,7 @@ impl Channel {
                 (true, Some(id)) if message.fd_rule() != FdRule::Forbidden => {
                     Err(HandoffError::FdLost { id })
                 }
+                (true, None) if message.fd_rule() == FdRule::Optional => Ok(Some((message, None))),
                 _ => Err(HandoffError::TooManyFds),
             };
         }

@@ -21,8 +21,12 @@ mod tests;
 pub use channel::{Channel, QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX};
 pub use error::{HandoffError, WireError};
 pub use reason::{DialFailure, PassthroughReason, RejectReason};
-pub use socket::{StreamSocket, accept, check_stream_socket, connect, listen, normalised};
-pub use wire::{EARLY_BYTES_MAX, FdRule, Message, NODE_NAME_BYTES_MAX, ToNode, ToSidecar, VERSION};
+pub use socket::{
+    StreamSocket, accept, check_stream_socket, connect, connected_ends, listen, normalised,
+};
+pub use wire::{
+    EARLY_BYTES_MAX, Family, FdRule, Message, NODE_NAME_BYTES_MAX, ToNode, ToSidecar, VERSION,
+};
 
 /// Decodes `bytes` as either direction's message and checks that what was understood encodes to
 /// the same bytes. The entry point of the fuzz target.

@@ -3,6 +3,8 @@
 //! A code that this version does not know becomes `Other`: a newer end may say more than an
 //! older one understands.
 
+use rustix::io::Errno;
+
 macro_rules! reasons {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $code:literal $label:literal,)* }) => {
         $(#[$doc])*
@@ -117,5 +119,21 @@ reasons! {
         Draining = 5 "draining",
         Protocol = 6 "protocol",
         Internal = 7 "internal",
+    }
+}
+
+impl DialFailure {
+    /// What the system said about an attempt to connect.
+    #[must_use]
+    pub fn of(errno: Errno) -> Self {
+        match errno {
+            Errno::CONNREFUSED | Errno::CONNRESET => Self::Refused,
+            Errno::TIMEDOUT => Self::Timeout,
+            Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::NETDOWN | Errno::HOSTDOWN => {
+                Self::Unreachable
+            }
+            Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => Self::Limits,
+            _ => Self::Internal,
+        }
     }
 }

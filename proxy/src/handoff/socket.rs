@@ -107,20 +107,23 @@ pub struct StreamSocket {
 /// [`HandoffError::NotAStream`] with what is wrong about it.
 pub fn check_stream_socket(fd: impl AsFd) -> Result<StreamSocket, HandoffError> {
     let refuse = HandoffError::NotAStream;
-    let domain = sockopt::socket_domain(&fd).map_err(|_| refuse("no socket"))?;
-    if domain != AddressFamily::INET && domain != AddressFamily::INET6 {
-        return Err(refuse("neither IPv4 nor IPv6"));
-    }
-    if sockopt::socket_type(&fd)? != SocketType::STREAM {
+    if sockopt::socket_type(&fd).map_err(|_| refuse("no socket"))? != SocketType::STREAM {
         return Err(refuse("no stream socket"));
     }
-    if sockopt::socket_protocol(&fd)? != Some(ipproto::TCP) {
-        return Err(refuse("protocol is not TCP"));
+    match sockopt::socket_protocol(&fd)? {
+        Some(ipproto::TCP) => connected_ends(fd),
+        _ => Err(refuse("protocol is not TCP")),
     }
-    if sockopt::socket_acceptconn(&fd)? {
-        return Err(refuse("a listening socket"));
-    }
-    let peer = net::getpeername(&fd).ok().flatten().ok_or_else(|| refuse("not connected"))?;
+}
+
+/// Both ends of a socket that is known to be TCP's.
+///
+/// # Errors
+/// [`HandoffError::NotAStream`] when it is not connected (any more).
+pub fn connected_ends(fd: impl AsFd) -> Result<StreamSocket, HandoffError> {
+    // A listening socket has no peer either.
+    let peer = net::getpeername(&fd).ok().flatten();
+    let peer = peer.ok_or(HandoffError::NotAStream("not connected"))?;
     let local = net::getsockname(&fd)?;
     Ok(StreamSocket { local: inet(local)?, peer: inet(peer)? })
 }

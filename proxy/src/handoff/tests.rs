@@ -64,6 +64,10 @@ fn address() -> impl Strategy<Value = SocketAddr> {
     ]
 }
 
+fn family() -> impl Strategy<Value = Family> {
+    prop_oneof![Just(Family::V4), Just(Family::V6)]
+}
+
 fn to_node() -> impl Strategy<Value = ToNode> {
     let id = any::<u32>();
     prop_oneof![
@@ -76,6 +80,7 @@ fn to_node() -> impl Strategy<Value = ToNode> {
         id.prop_map(|id| ToNode::Dialed { id }),
         (id, any::<u8>())
             .prop_map(|(id, code)| ToNode::DialFailed { id, reason: DialFailure::from_code(code) }),
+        (family(), any::<(u16, u16)>()).prop_map(|(family, ports)| ToNode::Spare { family, ports }),
     ]
 }
 
@@ -103,6 +108,7 @@ fn to_sidecar() -> impl Strategy<Value = ToSidecar> {
         (id, address(), address(), any::<u32>()).prop_map(|(id, src, dst, timeout_ms)| {
             ToSidecar::Dial { id, src, dst, timeout_ms }
         }),
+        (family(), id).prop_map(|(family, count)| ToSidecar::Spares { family, count }),
         Just(ToSidecar::Drain),
     ]
 }
@@ -340,10 +346,12 @@ fn only_connected_tcp_sockets_pass_the_check() {
     };
     let (_client, accepted) = tcp_pair();
     check_stream_socket(&accepted).unwrap();
-    assert_eq!(refused(&TcpListener::bind("127.0.0.1:0").unwrap()), "a listening socket");
+    assert_eq!(refused(&TcpListener::bind("127.0.0.1:0").unwrap()), "not connected");
     assert_eq!(refused(&std::net::UdpSocket::bind("127.0.0.1:0").unwrap()), "no stream socket");
     assert_eq!(refused(&watched_fd().0), "no socket");
-    assert_eq!(refused(&pair().0), "neither IPv4 nor IPv6");
+    assert_eq!(refused(&pair().0), "no stream socket");
+    let unix = std::os::unix::net::UnixStream::pair().unwrap();
+    assert_eq!(refused(&unix.0), "protocol is not TCP");
     let fresh = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     assert_eq!(refused(&fresh), "not connected");
 }

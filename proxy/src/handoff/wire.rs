@@ -12,7 +12,7 @@ use super::reason::{DialFailure, PassthroughReason, RejectReason};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 /// Version of the protocol that this build speaks.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Most bytes that come back with a connection that passes through after all.
 pub const EARLY_BYTES_MAX: usize = 64 << 10;
 pub const NODE_NAME_BYTES_MAX: usize = 253;
@@ -63,6 +63,41 @@ pub enum ToNode {
         id: u32,
         reason: DialFailure,
     },
+    /// With a socket of the pod's network namespace that is prepared for a delivery and not yet
+    /// bound. It can be bound at connect to one of the `ports`, the first to the last.
+    Spare {
+        family: Family,
+        ports: (u16, u16),
+    },
+}
+
+/// What a spare socket can be connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    #[must_use]
+    pub fn of(address: SocketAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    fn code(self) -> u8 {
+        match self {
+            Self::V4 => 4,
+            Self::V6 => 6,
+        }
+    }
+
+    fn from_code(code: u8) -> Result<Self, WireError> {
+        match code {
+            4 => Ok(Self::V4),
+            6 => Ok(Self::V6),
+            _ => Err(WireError::Field("address family")),
+        }
+    }
 }
 
 /// From the node proxy.
@@ -99,6 +134,11 @@ pub enum ToSidecar {
         dst: SocketAddr,
         timeout_ms: u32,
     },
+    /// Send so many spare sockets, so that deliveries need not ask for each one.
+    Spares {
+        family: Family,
+        count: u32,
+    },
     /// The node proxy is going away: new connections pass through.
     Drain,
 }
@@ -107,6 +147,7 @@ const HELLO: u8 = 1;
 const OPEN: u8 = 2;
 const DIALED: u8 = 3;
 const DIAL_FAILED: u8 = 4;
+const SPARE: u8 = 5;
 const WELCOME: u8 = 65;
 const REJECTED: u8 = 66;
 const TAKEN: u8 = 67;
@@ -114,6 +155,7 @@ const PASSTHROUGH: u8 = 68;
 const DENY: u8 = 69;
 const DIAL: u8 = 70;
 const DRAIN: u8 = 71;
+const SPARES: u8 = 72;
 
 impl Message for ToNode {
     const BYTES_MAX: usize = HEADER_BYTES + 4 + 2 * ADDRESS_BYTES;
@@ -138,6 +180,10 @@ impl Message for ToNode {
                 header(out, DIAL_FAILED, reason.code(), VERSION);
                 put_u32(out, *id);
             }
+            Self::Spare { family, ports: (first, last) } => {
+                header(out, SPARE, family.code(), VERSION);
+                put_u32(out, u32::from(*last) << 16 | u32::from(*first));
+            }
         }
     }
 
@@ -145,13 +191,19 @@ impl Message for ToNode {
         let mut r = Reader::new(bytes)?;
         let message = match r.kind {
             HELLO => Self::Hello { version: r.version, worker: r.u32()? },
-            kind if r.version != VERSION && (OPEN..=DIAL_FAILED).contains(&kind) => {
+            kind if r.version != VERSION && (OPEN..=SPARE).contains(&kind) => {
                 return Err(WireError::Version { theirs: r.version });
             }
             OPEN => Self::Open { id: r.u32()?, orig_dst: r.address()?, src: r.address()? },
             DIALED => Self::Dialed { id: r.u32()? },
             DIAL_FAILED => {
                 Self::DialFailed { id: r.u32()?, reason: DialFailure::from_code(r.argument()) }
+            }
+            SPARE => {
+                let family = Family::from_code(r.argument())?;
+                let [f0, f1, l0, l1] = r.array()?;
+                let ports = (u16::from_le_bytes([f0, f1]), u16::from_le_bytes([l0, l1]));
+                Self::Spare { family, ports }
             }
             kind => return Err(WireError::Kind(kind)),
         };
@@ -161,13 +213,15 @@ impl Message for ToNode {
     fn fd_rule(&self) -> FdRule {
         match self {
             Self::Open { .. } | Self::Dialed { .. } => FdRule::Required,
+            // It may be lost on the way, when no descriptor is left.
+            Self::Spare { .. } => FdRule::Optional,
             Self::Hello { .. } | Self::DialFailed { .. } => FdRule::Forbidden,
         }
     }
 
     fn id(&self) -> Option<u32> {
         match self {
-            Self::Hello { .. } => None,
+            Self::Hello { .. } | Self::Spare { .. } => None,
             Self::Open { id, .. } | Self::Dialed { id } | Self::DialFailed { id, .. } => Some(*id),
         }
     }
@@ -204,6 +258,10 @@ impl Message for ToSidecar {
                 put_address(out, dst);
                 put_u32(out, *timeout_ms);
             }
+            Self::Spares { family, count } => {
+                header(out, SPARES, family.code(), VERSION);
+                put_u32(out, *count);
+            }
             Self::Drain => header(out, DRAIN, 0, VERSION),
         }
     }
@@ -215,7 +273,7 @@ impl Message for ToSidecar {
             REJECTED => {
                 Self::Rejected { version: r.version, reason: RejectReason::from_code(r.argument()) }
             }
-            kind if r.version != VERSION && (TAKEN..=DRAIN).contains(&kind) => {
+            kind if r.version != VERSION && (TAKEN..=SPARES).contains(&kind) => {
                 return Err(WireError::Version { theirs: r.version });
             }
             TAKEN => Self::Taken { id: r.u32()? },
@@ -231,6 +289,7 @@ impl Message for ToSidecar {
                 dst: r.address()?,
                 timeout_ms: r.u32()?,
             },
+            SPARES => Self::Spares { family: Family::from_code(r.argument())?, count: r.u32()? },
             DRAIN => Self::Drain,
             kind => return Err(WireError::Kind(kind)),
         };
@@ -248,7 +307,9 @@ impl Message for ToSidecar {
 
     fn id(&self) -> Option<u32> {
         match self {
-            Self::Welcome { .. } | Self::Rejected { .. } | Self::Drain => None,
+            Self::Welcome { .. } | Self::Rejected { .. } | Self::Spares { .. } | Self::Drain => {
+                None
+            }
             Self::Taken { id }
             | Self::Passthrough { id, .. }
             | Self::Deny { id }

@@ -4,12 +4,12 @@
 use super::error::SidecarError;
 
 use super::{Marks, Options};
-use crate::handoff::{DialFailure, normalised};
+use crate::handoff::{DialFailure, Family, normalised};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::ops::RangeInclusive;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -137,6 +137,27 @@ pub(super) fn is_own_address(address: SocketAddr) -> bool {
     UdpSocket::bind(without_port(address)).is_ok()
 }
 
+/// A socket to which only the two addresses are missing.
+pub(super) fn spare(marks: Marks, family: Family) -> io::Result<OwnedFd> {
+    let any = match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let socket = for_delivery(marks, SocketAddr::new(any, 0))?;
+    rdmesh_sys::sockopt::set_bind_address_no_port(&socket, true)?;
+    Ok(socket.into())
+}
+
+fn for_delivery(marks: Marks, dst: SocketAddr) -> io::Result<Socket> {
+    let socket = new_socket(dst)?;
+    set_mark(&socket, marks.delivery)?;
+    set_transparent(&socket, marks, dst)?;
+    spare_congestion_control(&socket);
+    // One client port may have connections to several ports of this pod.
+    socket.set_reuse_address(true)?;
+    Ok(socket)
+}
+
 /// When a delivery takes the client's port.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Port {
@@ -156,12 +177,7 @@ async fn deliver(
     port: Port,
     time_max: Duration,
 ) -> io::Result<TcpStream> {
-    let socket = new_socket(dst)?;
-    set_mark(&socket, marks.delivery)?;
-    set_transparent(&socket, marks, dst)?;
-    spare_congestion_control(&socket);
-    // One client port may have connections to several ports of this pod.
-    socket.set_reuse_address(true)?;
+    let socket = for_delivery(marks, dst)?;
     let chosen = port == Port::AtConnect
         && outgoing_ports().contains(&src.port())
         && rdmesh_sys::sockopt::set_local_port_range(&socket, src.port(), src.port()).is_ok();
@@ -180,7 +196,7 @@ async fn deliver(
 }
 
 /// The ports that this network namespace takes for outgoing connections; none when it is unknown.
-fn outgoing_ports() -> RangeInclusive<u16> {
+pub(super) fn outgoing_ports() -> RangeInclusive<u16> {
     static PORTS: OnceLock<RangeInclusive<u16>> = OnceLock::new();
     let read = || {
         let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
@@ -192,8 +208,8 @@ fn outgoing_ports() -> RangeInclusive<u16> {
 }
 
 fn new_socket(dst: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(dst), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_nonblocking(true)?;
+    let kind = Type::STREAM.nonblocking();
+    let socket = Socket::new(Domain::for_address(dst), kind, Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
     Ok(socket)
 }
@@ -249,12 +265,5 @@ fn failure(error: &io::Error) -> DialFailure {
     if error.kind() == io::ErrorKind::TimedOut {
         return DialFailure::Timeout;
     }
-    match Errno::from_io_error(error) {
-        Some(Errno::CONNREFUSED | Errno::CONNRESET) => DialFailure::Refused,
-        Some(Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::NETDOWN | Errno::HOSTDOWN) => {
-            DialFailure::Unreachable
-        }
-        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => DialFailure::Limits,
-        _ => DialFailure::Internal,
-    }
+    Errno::from_io_error(error).map_or(DialFailure::Internal, DialFailure::of)
 }

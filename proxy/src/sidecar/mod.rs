@@ -25,7 +25,7 @@ mod tests;
 pub use error::SidecarError;
 pub use metrics::{Handoff, SidecarMetrics};
 
-use crate::handoff::{StreamSocket, check_stream_socket};
+use crate::handoff::{StreamSocket, connected_ends};
 use listener::Lookup;
 use relay::{Buffers, reset};
 use rustix::fd::{AsFd, OwnedFd};
@@ -228,7 +228,7 @@ async fn accept_all(listener: AsyncFd<OwnedFd>, shared: Rc<Shared>) {
 
 fn admit(shared: &Rc<Shared>, socket: OwnedFd, permit: Option<OwnedSemaphorePermit>) {
     // A client that has gone already has no address.
-    let Ok(ends) = check_stream_socket(&socket) else { return };
+    let Ok(ends) = connected_ends(&socket) else { return };
     let Some(orig_dst) = redirected_from(shared, &socket, &ends) else {
         shared.metrics.handoff(Handoff::Direct);
         tracing::debug!(src = %ends.peer, "refused a connection that was not redirected");

@@ -7,7 +7,9 @@
 use super::metrics::Handoff;
 use super::relay::reset;
 use super::{Client, Shared, dial, passthrough};
-use crate::handoff::{Channel, DialFailure, HandoffError, PassthroughReason, ToNode, ToSidecar};
+use crate::handoff::{
+    Channel, DialFailure, Family, HandoffError, PassthroughReason, ToNode, ToSidecar,
+};
 use rustix::fd::{AsFd, OwnedFd};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -20,6 +22,8 @@ use tokio::time::timeout;
 
 /// Messages handled before others get their turn.
 const BATCH: usize = 64;
+/// Spare sockets made at a time, however many are asked for.
+const SPARES_MAX: u32 = 64;
 
 pub(super) struct Session {
     channel: RefCell<Channel>,
@@ -192,6 +196,7 @@ impl Session {
                 let time_max = Duration::from_millis(timeout_ms.into());
                 self.dial(shared, id, (src, dst), time_max);
             }
+            ToSidecar::Spares { family, count } => self.send_spares(shared, family, count),
             ToSidecar::Drain => {
                 tracing::info!("the node proxy is going away: new connections pass through");
                 self.draining.set(true);
@@ -244,6 +249,21 @@ impl Session {
             DialFailure::Denied
         };
         self.answer_dial(shared, id, Err(refused));
+    }
+
+    fn send_spares(&self, shared: &Shared, family: Family, count: u32) {
+        let spare = ToNode::Spare { family, ports: dial::outgoing_ports().into_inner() };
+        for _ in 0..count.min(SPARES_MAX) {
+            let socket = dial::spare(shared.options.marks, family);
+            if let Err(error) = &socket {
+                tracing::debug!(%error, "no spare socket");
+            }
+            // One without a descriptor tells that no more will come.
+            let sent = self.send(&spare, socket.as_ref().ok());
+            if sent.is_err() || socket.is_err() {
+                return;
+            }
+        }
     }
 
     fn answer_dial(&self, shared: &Shared, id: u32, opened: Result<OwnedFd, DialFailure>) {

@@ -346,7 +346,7 @@ impl Worker {
 
     /// A pod of the peer asks for a pod of ours.
     fn incoming(&mut self, key: Key, id: mux::StreamId, open: Open) {
-        if let Err(reason) = self.dial(key, id, open) {
+        if let Err(reason) = self.deliver(key, id, open) {
             if let Some(slot) = self.lanes.get_mut(key) {
                 slot.mux.refuse(id, reason);
             }

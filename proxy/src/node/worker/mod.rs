@@ -5,6 +5,7 @@
 //! [`engine::Engine::wait`].
 //! What it does not do: dial or accept peers, read files, look at the clock more than once a turn.
 
+mod deliver;
 mod engine;
 mod idle;
 mod lane;
@@ -14,6 +15,7 @@ mod memory;
 mod pods;
 mod polling;
 mod slots;
+mod spares;
 mod stream;
 mod streams;
 mod watchdog;
@@ -96,6 +98,8 @@ struct Worker {
     to_write: Vec<Key>,
     to_serve: VecDeque<Key>,
     timers: BinaryHeap<Reverse<(Instant, u32, u32)>>,
+    /// Connections to applications that are under way, and until when.
+    connects: VecDeque<(Instant, Key)>,
     /// Requests that the control thread's queue had no room for.
     unsent: VecDeque<Request>,
     messages: Vec<Message>,
@@ -179,6 +183,7 @@ impl Worker {
             to_write: Vec::new(),
             to_serve: VecDeque::new(),
             timers: BinaryHeap::new(),
+            connects: VecDeque::new(),
             unsent: VecDeque::new(),
             messages: Vec::new(),
             next_handoff_id: 0,
@@ -217,7 +222,7 @@ impl Worker {
     /// How long to sleep when no event comes.
     fn next_wait(&self) -> Option<Duration> {
         let mut next = self.timers.peek().map(|Reverse((at, _, _))| *at);
-        for other in [self.stop_at, self.look_at].into_iter().flatten() {
+        for other in [self.stop_at, self.look_at, self.connects_due()].into_iter().flatten() {
             next = Some(next.map_or(other, |at| at.min(other)));
         }
         if !self.starved.is_empty() || !self.unsent.is_empty() {
@@ -268,6 +273,7 @@ impl Worker {
                 self.lane_timeout(key);
             }
         }
+        self.expire_connects();
         if self.stop_at.is_some_and(|at| at <= self.now) {
             self.stopped = true;
         }

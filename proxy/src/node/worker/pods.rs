@@ -1,21 +1,15 @@
-//! The worker's side of handoff: sidecars hand connections over and open sockets to their
-//! applications.
+//! The worker's side of handoff: sidecars come, go, and hand connections over.
 
 use super::Worker;
 use super::engine::{Event, Token};
 use super::lane::{Carrier, WAITING_MAX, Waiting};
 use super::slots::Key;
-use super::stream::{Blocked, Stream};
-use crate::directory::policy::Verdict;
+use super::spares::Spares;
+use super::stream::Blocked;
 use crate::directory::{Decision, Pod};
-use crate::handoff::{
-    self, Channel, DialFailure, HandoffError, ToNode, ToSidecar, check_stream_socket,
-};
-use crate::metrics::{
-    FabricKind, HandoffOutcome, Outcome, PassthroughReason, PeerRejected, PolicyDirection, Role,
-};
-use crate::mux::{Open, RefuseReason, StreamId};
-use crate::node::messages::NodeName;
+use crate::handoff::{self, Channel, HandoffError, ToNode, ToSidecar, check_stream_socket};
+use crate::metrics::{FabricKind, HandoffOutcome, Outcome, PassthroughReason, PolicyDirection};
+use crate::mux::RefuseReason;
 use rdmesh_config::Fabric;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -33,17 +27,18 @@ const SUSPICIONS_MAX: u32 = 4;
 
 /// A socket that the sidecar was asked to open.
 pub(super) struct Dial {
-    stream: Key,
-    src: SocketAddr,
-    dst: SocketAddr,
+    pub stream: Key,
+    pub src: SocketAddr,
+    pub dst: SocketAddr,
 }
 
 pub(super) struct PodSlot {
     pod: Arc<Pod>,
     /// `None` while the sidecar is away; its streams live on.
     channel: Option<Channel>,
-    streams: u32,
-    dials: HashMap<u32, Dial>,
+    pub streams: u32,
+    pub dials: HashMap<u32, Dial>,
+    pub spares: Spares,
     /// Its lies are logged once.
     warned: bool,
     /// One of its sockets was made blocking: see [`super::watchdog`].
@@ -80,6 +75,7 @@ impl Worker {
                     channel: None,
                     streams: 0,
                     dials: HashMap::new(),
+                    spares: Spares::default(),
                     warned: false,
                     blocks: false,
                     suspicions: 0,
@@ -112,6 +108,7 @@ impl Worker {
         let Some(slot) = self.pods.get_mut(key) else { return };
         let Some(channel) = slot.channel.take() else { return };
         self.engine.remove(&channel);
+        slot.spares = Spares::default();
         let dials = std::mem::take(&mut slot.dials);
         for dial in dials.into_values() {
             self.refuse_stream(dial.stream, RefuseReason::NoSidecar);
@@ -188,6 +185,9 @@ impl Worker {
             }
             (ToNode::Dialed { id }, Some(socket)) => self.dialed(key, id, socket),
             (ToNode::DialFailed { id, reason }, None) => self.dial_failed(key, id, reason),
+            (ToNode::Spare { family, ports }, socket) => {
+                self.spare_arrived(key, family, ports, socket);
+            }
             // A second HELLO, or a descriptor where none belongs (which the channel refuses).
             _ => self.channel_failed(key, &HandoffError::UnexpectedFd),
         }
@@ -338,7 +338,7 @@ impl Worker {
         self.tell(key, &ToSidecar::Deny { id }, None);
     }
 
-    fn tell(&mut self, key: Key, message: &ToSidecar, socket: Option<&OwnedFd>) -> bool {
+    pub(super) fn tell(&mut self, key: Key, message: &ToSidecar, socket: Option<&OwnedFd>) -> bool {
         let Some(channel) = self.channel(key) else { return false };
         match channel.send(message, socket.map(AsFd::as_fd)) {
             Ok(()) => true,
@@ -374,7 +374,7 @@ impl Worker {
         }
     }
 
-    fn distrust(&mut self, key: Key, what: &str) {
+    pub(super) fn distrust(&mut self, key: Key, what: &str) {
         if let Some(slot) = self.pods.get_mut(key)
             && !slot.warned
         {
@@ -385,109 +385,6 @@ impl Worker {
                 "sidecar handed over {what}; refused"
             );
         }
-    }
-
-    /// Asks the destination's sidecar for a socket to its application.
-    pub(super) fn dial(&mut self, lane: Key, id: StreamId, open: Open) -> Result<(), RefuseReason> {
-        let Some(slot) = self.lanes.get(lane) else { return Err(RefuseReason::Internal) };
-        let snapshot = self.directory.load();
-        if !slot.peer.is_empty() && !snapshot.node_owns(&slot.peer, open.src.ip()) {
-            let peer = NodeName::clone(&slot.peer);
-            self.distrust_peer(&peer, open.src);
-            return Err(RefuseReason::BadSource);
-        }
-        let fabric = slot.fabric;
-        let pod = snapshot.local_pod(open.dst.ip()).ok_or(RefuseReason::NoPod)?;
-        if pod.excludes_port(open.dst.port()) {
-            return Err(RefuseReason::NoPod);
-        }
-        match snapshot.ingress(pod, open.src.ip(), open.dst.port()) {
-            Verdict::Allow => {}
-            Verdict::Deny => {
-                self.metrics.policy_denied(PolicyDirection::Ingress);
-                debug!(pod = &*pod.name, src = %open.src, "a policy forbids the connection");
-                return Err(RefuseReason::Denied);
-            }
-            Verdict::Unknown => return Err(RefuseReason::PolicyUnknown),
-        }
-        if self.stop_at.is_some() {
-            return Err(RefuseReason::Draining);
-        }
-        let key = *self.pod_keys.get(&pod.uid).ok_or(RefuseReason::NoSidecar)?;
-        drop(snapshot);
-        let slot =
-            self.pods.get(key).filter(|slot| slot.connected()).ok_or(RefuseReason::NoSidecar)?;
-        let limits = &self.config.limits;
-        let workers = self.config.workers.max(1);
-        if slot.streams >= limits.streams_per_pod_max / workers {
-            return Err(RefuseReason::Limits);
-        }
-        let handoff_id = self.next_handoff_id;
-        self.next_handoff_id = self.next_handoff_id.wrapping_add(1);
-        let timeout_ms = u32::try_from(self.config.timeouts.open_ms).unwrap_or(u32::MAX);
-        let message = ToSidecar::Dial { id: handoff_id, src: open.src, dst: open.dst, timeout_ms };
-        if !self.tell(key, &message, None) {
-            return Err(RefuseReason::NoSidecar);
-        }
-        let mut stream = Stream::new(lane, id, key, Role::Server, fabric, self.now);
-        stream.handoff_id = handoff_id;
-        let stream = self.await_socket(stream);
-        if let Some(slot) = self.pods.get_mut(key) {
-            slot.dials.insert(handoff_id, Dial { stream, src: open.src, dst: open.dst });
-        }
-        Ok(())
-    }
-
-    /// Counted each time, logged once per peer.
-    fn distrust_peer(&mut self, peer: &NodeName, src: SocketAddr) {
-        self.node_metrics.peer_rejected(PeerRejected::BadSource);
-        if self.distrusted.insert(peer.clone()) {
-            warn!(peer = &**peer, %src, "peer opened a stream from an address that is not its own; refused");
-        }
-    }
-
-    fn dialed(&mut self, key: Key, id: u32, socket: OwnedFd) {
-        let dial = self.pods.get_mut(key).and_then(|slot| slot.dials.remove(&id));
-        let Some(dial) = dial else {
-            self.distrust(key, "a socket that nobody asked for");
-            return;
-        };
-        match check_stream_socket(&socket) {
-            // The port differs for a pod that speaks to itself: its own is taken.
-            Ok(ends) if ends.peer == dial.dst && ends.local.ip() == dial.src.ip() => {
-                self.metrics.handoff(HandoffOutcome::Opened);
-                self.socket_opened(dial.stream, socket);
-            }
-            Ok(ends) => {
-                self.distrust(key, &format!("a socket to {} in place of {}", ends.peer, dial.dst));
-                self.metrics.handoff(HandoffOutcome::BadSource);
-                self.refuse_stream(dial.stream, RefuseReason::Refused);
-            }
-            // Connected a moment ago: the application has reset it at once.
-            Err(error) => {
-                debug!(%error, "dialled socket is of no use");
-                self.metrics.handoff(HandoffOutcome::OpenFailed);
-                self.refuse_stream(dial.stream, RefuseReason::Refused);
-            }
-        }
-    }
-
-    fn dial_failed(&mut self, key: Key, id: u32, failure: DialFailure) {
-        let dial = self.pods.get_mut(key).and_then(|slot| slot.dials.remove(&id));
-        let Some(dial) = dial else { return };
-        self.metrics.handoff(HandoffOutcome::OpenFailed);
-        self.refuse_stream(dial.stream, refuse_reason(failure));
-    }
-}
-
-fn refuse_reason(failure: DialFailure) -> RefuseReason {
-    match failure {
-        DialFailure::Refused => RefuseReason::Refused,
-        DialFailure::Timeout => RefuseReason::Timeout,
-        DialFailure::Unreachable => RefuseReason::Unreachable,
-        DialFailure::Denied => RefuseReason::NoPod,
-        DialFailure::Limits => RefuseReason::Limits,
-        DialFailure::Internal | DialFailure::Other(_) => RefuseReason::Internal,
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! What it does not do: know lanes or pods; the worker moves what these functions return.
 
+use super::deliver::Connecting;
 use super::slots::Key;
 use crate::metrics::{FabricKind, Role};
 use crate::mux::StreamId;
@@ -46,8 +47,10 @@ impl Chunk {
 }
 
 pub(super) struct Stream {
-    /// `None` while the pod's sidecar opens it.
+    /// `None` while it is being opened.
     pub socket: Option<OwnedFd>,
+    /// The worker itself is opening it.
+    pub connecting: Option<Connecting>,
     pub lane: Key,
     pub id: StreamId,
     pub pod: Key,
@@ -115,6 +118,7 @@ impl Stream {
     ) -> Self {
         Self {
             socket: None,
+            connecting: None,
             lane,
             id,
             pod,

@@ -1,6 +1,7 @@
 //! The worker's side of streams: applications' sockets are read and written, streams begin and end.
 
 use super::Worker;
+use super::deliver::Connecting;
 use super::engine::{Event, Token};
 use super::lane::Waiting;
 use super::pods::PodSlot;
@@ -21,6 +22,10 @@ const READS_PER_TURN: usize = 4;
 impl Worker {
     pub(super) fn stream_event(&mut self, key: Key, event: Event) {
         let Some(stream) = self.streams.get_mut(key) else { return };
+        if stream.connecting.is_some() {
+            self.connect_event(key);
+            return;
+        }
         stream.hangup |= event.hangup || event.error;
         stream.failed |= event.error;
         if event.readable || event.hangup || event.error {
@@ -282,7 +287,7 @@ impl Worker {
         }
     }
 
-    /// Lists a stream whose socket the pod's sidecar is still opening.
+    /// Lists a stream whose socket is still being opened.
     pub(super) fn await_socket(&mut self, stream: Stream) -> Key {
         let (lane, id) = (stream.lane, stream.id);
         self.metrics.stream_started(stream.role, stream.fabric);
@@ -294,7 +299,7 @@ impl Worker {
         key
     }
 
-    /// The sidecar has opened the socket that the stream waited for.
+    /// The socket that the stream waited for is there.
     pub(super) fn socket_opened(&mut self, key: Key, socket: std::os::fd::OwnedFd) {
         let Some(stream) = self.streams.get_mut(key) else {
             // The client is gone: so is this connection, by a reset.
@@ -393,7 +398,8 @@ impl Worker {
 
     pub(super) fn unlist(&mut self, key: Key) -> Option<Stream> {
         let stream = self.streams.remove(key)?;
-        if let Some(socket) = &stream.socket {
+        let connecting = stream.connecting.as_ref().map(Connecting::socket);
+        if let Some(socket) = stream.socket.as_ref().or(connecting) {
             self.engine.remove(socket);
         }
         if let Some(slot) = self.lanes.get_mut(stream.lane) {

@@ -112,6 +112,8 @@ struct Rig {
 fn connected() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind((CLIENT_POD, 0)).unwrap();
     let near = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    // As a client's port is: another connection may have the same number.
+    rdmesh_sys::sockopt::set_bind_address_no_port(&near, true).unwrap();
     near.bind(&SocketAddr::from((CLIENT_POD, 0)).into()).unwrap();
     near.connect(&listener.local_addr().unwrap().into()).unwrap();
     let near = TcpStream::from(near);
@@ -139,12 +141,24 @@ fn receive(channel: &mut Channel) -> Option<(ToSidecar, Option<OwnedFd>)> {
     }
 }
 
-/// Dials what it is told to, from the client's address, until the channel closes.
+fn unbound() -> socket2::Socket {
+    socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap()
+}
+
+/// Sends spare sockets, and dials what it is told to from the client's address and any port, until
+/// the channel closes.
 fn serve_dials(mut channel: Channel) {
     while let Some((message, _)) = receive(&mut channel) {
+        if let ToSidecar::Spares { family, count } = message {
+            for _ in 0..count {
+                let socket = unbound();
+                rdmesh_sys::sockopt::set_bind_address_no_port(&socket, true).unwrap();
+                let spare = ToNode::Spare { family, ports: (1024, u16::MAX) };
+                channel.send(&spare, Some(socket.as_fd())).unwrap();
+            }
+        }
         let ToSidecar::Dial { id, src, dst, .. } = message else { continue };
-        let socket =
-            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let socket = unbound();
         socket.bind(&SocketAddr::new(src.ip(), 0).into()).unwrap();
         let sent = match socket.connect(&dst.into()) {
             Ok(()) => channel.send(&ToNode::Dialed { id }, Some(socket.as_fd())),
@@ -160,7 +174,10 @@ impl Rig {
     }
 
     fn with(timeouts: &Timeouts) -> Self {
-        let [a, b] = ["a", "b"].map(|name| End::start(name, timeouts.clone()));
+        Self::of(["a", "b"].map(|name| End::start(name, timeouts.clone())))
+    }
+
+    fn of([a, b]: [End; 2]) -> Self {
         let client_sidecar = a.sidecar("uid-a");
         let server_sidecar = b.sidecar("uid-b");
         spawn(move || serve_dials(server_sidecar));
@@ -208,6 +225,16 @@ impl Rig {
 
 fn server() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind((SERVER_POD, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+/// Has room for one connection that is not accepted yet.
+fn server_for_one() -> (TcpListener, SocketAddr) {
+    let listener = unbound();
+    listener.bind(&SocketAddr::from((SERVER_POD, 0)).into()).unwrap();
+    listener.listen(0).unwrap();
+    let listener = TcpListener::from(listener);
     let address = listener.local_addr().unwrap();
     (listener, address)
 }
@@ -305,6 +332,85 @@ fn a_socket_that_is_made_blocking_stops_nobody() {
     flood.join().unwrap();
     stop.store(true, Ordering::Relaxed);
     meddler.join().unwrap();
+}
+
+/// The sidecar of these tests never dials from the client's port, a spare socket always does.
+fn spares_are_possible() -> bool {
+    let possible = rdmesh_sys::sockopt::set_local_port_range(unbound(), 40_000, 40_000).is_ok();
+    if !possible {
+        eprintln!("NOT TESTED: this kernel cannot choose a port at connect (Linux 6.3 can)");
+    }
+    possible
+}
+
+/// Tries until a spare socket was the one that was used.
+fn by_a_spare(mut attempt: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !attempt() {
+        assert!(started.elapsed() < PATIENCE, "no spare socket was used");
+    }
+}
+
+#[test]
+fn spare_sockets_are_connected_from_the_clients_port() {
+    if !spares_are_possible() {
+        return;
+    }
+    let mut rig = Rig::new();
+    let (listener, address) = server();
+    by_a_spare(|| {
+        let mut client = rig.connect(address);
+        let (mut served, from) = listener.accept().unwrap();
+        served.write_all(b"hello").unwrap();
+        client.read_exact(&mut [0; 5]).unwrap();
+        from == client.local_addr().unwrap()
+    });
+    // Nobody listens any more.
+    drop(listener);
+    let error = rig.connect(address).read(&mut [0; 1]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_spare_socket_waits_for_a_full_backlog() {
+    if !spares_are_possible() {
+        return;
+    }
+    let mut rig = Rig::new();
+    let (listener, address) = server_for_one();
+    by_a_spare(|| {
+        let client = rig.connect(address);
+        listener.accept().unwrap().1 == client.local_addr().unwrap()
+    });
+    by_a_spare(|| {
+        let _fills_it = TcpStream::connect(address).unwrap();
+        let mut client = rig.connect(address);
+        client.write_all(b"hello").unwrap();
+        listener.accept().unwrap();
+        let (mut served, from) = listener.accept().unwrap();
+        let mut got = [0; 5];
+        served.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"hello");
+        from == client.local_addr().unwrap()
+    });
+}
+
+#[test]
+fn a_connect_that_takes_too_long_is_refused() {
+    if !spares_are_possible() {
+        return;
+    }
+    // The client's side does not give up first: its time starts earlier.
+    let impatient = Timeouts { open_ms: 100, ..Timeouts::default() };
+    let mut rig = Rig::of([End::start("a", Timeouts::default()), End::start("b", impatient)]);
+    let (listener, address) = server_for_one();
+    by_a_spare(|| {
+        let client = rig.connect(address);
+        listener.accept().unwrap().1 == client.local_addr().unwrap()
+    });
+    let _fills_it = TcpStream::connect(address).unwrap();
+    let error = rig.connect(address).read(&mut [0; 1]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }
 
 #[test]
