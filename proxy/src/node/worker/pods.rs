@@ -118,6 +118,9 @@ impl Worker {
     pub(super) fn count_stream(&mut self, key: Key, change: i32) {
         if let Some(slot) = self.pods.get_mut(key) {
             slot.streams = slot.streams.saturating_add_signed(change);
+            if slot.streams == 0 {
+                slot.spares.rest();
+            }
             if slot.streams == 0 && slot.channel.is_none() {
                 let uid = Arc::clone(&slot.pod.uid);
                 self.pods.remove(key);

@@ -11,7 +11,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
-/// Kept ready for each family at first. A pool that was empty when one was needed doubles.
+/// Kept ready for each family. A pool that was empty when one was needed doubles, until the pod
+/// has no streams.
 const READY_MIN: u32 = 4;
 const READY_MAX: u32 = 64;
 /// Places of one pod that are remembered.
@@ -78,6 +79,14 @@ impl Spares {
         }
     }
 
+    /// The pod has no streams: what a burst needed is let go.
+    pub fn rest(&mut self) {
+        for pool in [&mut self.v4, &mut self.v6] {
+            pool.target = READY_MIN;
+            pool.ready.truncate(READY_MIN as usize);
+        }
+    }
+
     /// How many to ask the sidecar for now: so many that one wake-up makes several.
     pub fn wanted(&mut self, family: Family) -> Option<u32> {
         let pool = self.pool(family);
@@ -99,7 +108,10 @@ impl Spares {
             Some(socket) => {
                 pool.expected -= 1;
                 pool.ports = ports;
-                pool.ready.push(socket);
+                // More than wanted by now, if the pod has come to rest meanwhile.
+                if pool.ready.len() < pool.target as usize {
+                    pool.ready.push(socket);
+                }
             }
             // No descriptor was left for it, and for those behind it neither.
             None => pool.expected = 0,
@@ -194,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_that_was_empty_grows_up_to_its_bound() {
+    fn a_pool_that_was_empty_grows_until_the_pod_rests() {
         let (src, dst) = ("127.0.0.1:40001".parse().unwrap(), "127.0.0.1:1".parse().unwrap());
         let mut spares = Spares::default();
         spares.v4.ports = PORTS;
@@ -203,6 +215,12 @@ mod tests {
             assert!(spares.connect(src, dst).is_none());
         }
         assert_eq!(spares.wanted(Family::V4), Some(READY_MAX));
+        for _ in 0..10 {
+            assert!(spares.arrived(Family::V4, PORTS, Some(any_socket())));
+        }
+        spares.rest();
+        assert!(spares.arrived(Family::V4, PORTS, Some(any_socket())));
+        assert_eq!(spares.v4.ready.len(), READY_MIN as usize);
     }
 
     #[test]
