@@ -189,11 +189,11 @@ impl Worker {
         open: Open,
         socket: OwnedFd,
     ) -> Result<(), RefuseReason> {
+        // Should it be given up when the application has it already, it ends by a reset.
+        let armed = socket2::SockRef::from(&socket.as_fd()).set_linger(Some(Duration::ZERO));
         if self.connects.len() >= self.config.limits.streams_max as usize {
             return Err(RefuseReason::Limits);
         }
-        // Should it be given up when the application has it already, it ends by a reset.
-        let armed = socket2::SockRef::from(&socket.as_fd()).set_linger(Some(Duration::ZERO));
         stream.connecting = Some(Connecting { socket, src: open.src, dst: open.dst });
         let key = self.await_socket(stream);
         let watched = match self.streams.get(key).and_then(|stream| stream.connecting.as_ref()) {
