@@ -63,7 +63,7 @@ fn handoff(bytes: &[u8]) -> u64 {
 }
 
 fn handoff_seeds() -> Vec<Vec<u8>> {
-    use rdmesh_proxy::handoff::{Message, PassthroughReason, ToNode, ToSidecar, VERSION};
+    use rdmesh_proxy::handoff::{Family, Message, PassthroughReason, ToNode, ToSidecar, VERSION};
     use std::net::SocketAddr;
     let v4 = SocketAddr::from(([10, 42, 0, 5], 8080));
     let v6 = SocketAddr::from(([0xfd00, 0, 0, 0, 0, 0, 0, 5], 443));
@@ -76,6 +76,7 @@ fn handoff_seeds() -> Vec<Vec<u8>> {
         encode(&ToNode::Hello { version: VERSION, worker: 1 }),
         encode(&ToNode::Open { id: 7, orig_dst: v4, src: v6 }),
         encode(&ToNode::Dialed { id: 7 }),
+        encode(&ToNode::Spare { family: Family::V4, ports: (32_768, 60_999) }),
         encode(&ToSidecar::Welcome { version: VERSION, workers: 2, node: "node-a".into() }),
         encode(&ToSidecar::Taken { id: 7 }),
         encode(&ToSidecar::Passthrough {
@@ -84,6 +85,7 @@ fn handoff_seeds() -> Vec<Vec<u8>> {
             early: b"GET / HTTP/1.1\r\n".to_vec(),
         }),
         encode(&ToSidecar::Dial { id: 7, src: v6, dst: v6, timeout_ms: 1000 }),
+        encode(&ToSidecar::Spares { family: Family::V6, count: 4 }),
     ]
 }
 

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::handoff::{
-    self, Channel, DialFailure, HandoffError, PassthroughReason, RejectReason, ToNode, ToSidecar,
-    VERSION,
+    self, Channel, DialFailure, Family, HandoffError, PassthroughReason, RejectReason, ToNode,
+    ToSidecar, VERSION,
 };
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -401,6 +401,29 @@ fn node_proxy_that_breaks_the_protocol_gets_no_second_reader() {
         assert_reset(&mut client).await;
         assert_eq!(lab.count("handoff", "lost"), 1);
         node.greet(1).await;
+    });
+}
+
+#[test]
+fn spare_sockets_come_as_asked_and_unused() {
+    on_runtime(async {
+        let lab = Lab::start(|_| ());
+        let node = lab.node();
+        let (_, mut channel) = node.greet(1).await;
+        let application = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        channel.send(&ToSidecar::Spares { family: Family::V4, count: 3 });
+        for host in 1..=3 {
+            let (message, Some(socket)) = channel.recv().await else { panic!("no descriptor") };
+            assert!(
+                matches!(message, ToNode::Spare { family: Family::V4, ports } if ports.0 < ports.1)
+            );
+            let socket = socket2::Socket::from(socket);
+            socket.bind(&SocketAddr::from(([127, 9, 8, host], 0)).into()).unwrap();
+            // Non-blocking: within one kernel the handshake goes on without us.
+            let _ = socket.connect(&application.local_addr().unwrap().into());
+            let (_served, peer) = application.accept().await.unwrap();
+            assert_eq!(peer.ip(), std::net::IpAddr::from([127, 9, 8, host]));
+        }
     });
 }
 
