@@ -476,7 +476,7 @@ impl Default for Node {
             pods_dir: "/run/rdmesh/pods".into(),
             workers: 1,
             io: Io::Auto,
-            polling: Polling::Off,
+            polling: Polling::Adaptive,
             polling_spin_us: 50,
             polling_share_percent: 50,
             fabric: Fabric::Auto,

@@ -172,8 +172,8 @@ fn with_readiness_instead_of_io_uring() {
 }
 
 #[test]
-fn with_adaptive_polling() {
-    variant(|node| node.polling = rdmesh_tests::config::Polling::Adaptive);
+fn without_polling() {
+    variant(|node| node.polling = rdmesh_tests::config::Polling::Off);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use super::{Marks, Options};
 use crate::handoff::{DialFailure, Family, normalised};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
+use rustix::net::sockopt;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -145,6 +146,9 @@ pub(super) fn spare(marks: Marks, family: Family) -> io::Result<OwnedFd> {
     };
     let socket = for_delivery(marks, SocketAddr::new(any, 0))?;
     rdmesh_sys::sockopt::set_bind_address_no_port(&socket, true)?;
+    // The worker, which has the client's first bytes at hand most often, sends the handshake's last
+    // acknowledgement with them, or at once if it has none.
+    sockopt::set_tcp_quickack(&socket, false)?;
     Ok(socket.into())
 }
 

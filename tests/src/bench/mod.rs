@@ -91,12 +91,12 @@ pub struct Options {
     pub paths: Vec<PathKind>,
     pub idle_streams: usize,
     pub json: Option<String>,
-    /// `node.polling: adaptive` instead of the default.
-    pub polling: bool,
+    /// `node.polling: off` instead of the default.
+    pub no_polling: bool,
 }
 
 pub const USAGE: &str = "usage: bench_tunnel [--rounds N] [--seconds N] [--only ping64,bulk1,...] \
-[--paths direct,plain,tls,haproxy,hap-redir] [--idle-streams N] [--json FILE] [--polling]";
+[--paths direct,plain,tls,haproxy,hap-redir] [--idle-streams N] [--json FILE] [--no-polling]";
 
 impl Options {
     /// # Errors
@@ -109,7 +109,7 @@ impl Options {
             paths: PathKind::ALL.to_vec(),
             idle_streams: 4_000,
             json: None,
-            polling: false,
+            no_polling: false,
         };
         while let Some(flag) = arguments.next() {
             let mut value = || arguments.next().with_context(|| format!("{flag} needs a value"));
@@ -130,7 +130,7 @@ impl Options {
                     options.idle_streams = value()?.parse().context("--idle-streams")?;
                 }
                 "--json" => options.json = Some(value()?),
-                "--polling" => options.polling = true,
+                "--no-polling" => options.no_polling = true,
                 _ => bail!("unknown argument {flag}\n{USAGE}"),
             }
         }

@@ -87,8 +87,8 @@ impl Testbed {
             PathKind::Plain | PathKind::Tls => {
                 lab.configure(|config| {
                     config.node.encrypt = kind == PathKind::Tls;
-                    if options.polling {
-                        config.node.polling = crate::config::Polling::Adaptive;
+                    if options.no_polling {
+                        config.node.polling = crate::config::Polling::Off;
                     }
                 });
                 lab.mesh_up()?;

@@ -13,6 +13,7 @@ use crate::metrics::{HandoffOutcome, PeerRejected, PolicyDirection, Role};
 use crate::mux::{Open, RefuseReason, StreamId};
 use crate::node::messages::NodeName;
 use rustix::io::Errno;
+use rustix::net::sockopt;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -50,9 +51,8 @@ impl Worker {
         self.want_spares(pod, Family::of(open.dst));
         match progress {
             Progress::Connected => {
-                self.metrics.handoff(HandoffOutcome::Opened);
                 let key = self.await_socket(stream);
-                self.socket_opened(key, socket);
+                self.connected(key, socket);
                 Ok(())
             }
             Progress::Connecting => self.await_connect(stream, open, socket),
@@ -218,14 +218,35 @@ impl Worker {
             Progress::Connecting => stream.connecting = Some(Connecting { socket, src, dst }),
             Progress::Connected => {
                 self.engine.remove(&socket);
-                self.metrics.handoff(HandoffOutcome::Opened);
-                self.socket_opened(key, socket);
+                self.connected(key, socket);
             }
             Progress::Failed(error) => {
                 self.engine.remove(&socket);
                 self.connect_failed(key, error);
             }
         }
+    }
+
+    fn connected(&mut self, key: Key, socket: OwnedFd) {
+        self.metrics.handoff(HandoffOutcome::Opened);
+        self.socket_opened(key, socket);
+        self.unannounced.push(key);
+    }
+
+    /// A spare socket holds the handshake's last acknowledgement back for the first bytes to bring
+    /// it. Where none were written in this turn it must not wait: the server may speak first.
+    pub(super) fn announce(&mut self) {
+        let mut listed = std::mem::take(&mut self.unannounced);
+        for key in listed.drain(..) {
+            if let Some(stream) = self.streams.get(key)
+                && !stream.wrote
+                && let Some(socket) = &stream.socket
+            {
+                // Failing that, the kernel's own timer sends it.
+                let _ = sockopt::set_tcp_quickack(socket, true);
+            }
+        }
+        self.unannounced = listed;
     }
 
     fn connect_failed(&mut self, key: Key, error: Errno) {

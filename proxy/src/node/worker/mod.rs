@@ -100,6 +100,8 @@ struct Worker {
     timers: BinaryHeap<Reverse<(Instant, u32, u32)>>,
     /// Connections to applications that are under way, and until when.
     connects: VecDeque<(Instant, Key)>,
+    /// Streams whose application may not have been told yet that it has a connection.
+    unannounced: Vec<Key>,
     /// Requests that the control thread's queue had no room for.
     unsent: VecDeque<Request>,
     messages: Vec<Message>,
@@ -184,6 +186,7 @@ impl Worker {
             to_serve: VecDeque::new(),
             timers: BinaryHeap::new(),
             connects: VecDeque::new(),
+            unannounced: Vec::new(),
             unsent: VecDeque::new(),
             messages: Vec::new(),
             next_handoff_id: 0,
@@ -206,6 +209,10 @@ impl Worker {
             self.engine.wait(timeout, &mut events).await?;
             self.now = Instant::now();
             let busy = working || found || !events.is_empty();
+            if spinning && !busy {
+                // Whoever else could run on this CPU does; a spin must cost nobody's work.
+                rustix::thread::sched_yield();
+            }
             spin.looked(self.now, !spinning, busy);
             for event in events.drain(..) {
                 self.dispatch(event);
@@ -252,6 +259,7 @@ impl Worker {
         // Writing frees windows and may end streams: tell the peers in the same turn.
         self.serve_lanes();
         self.write_streams();
+        self.announce();
         self.expire();
         self.watchdog.rest(self.now);
         self.look_at_device();

@@ -1,8 +1,9 @@
 //! Whether a worker that has nothing to do sleeps or looks again at once.
 //!
 //! A wake-up from sleep costs more than most messages take; a worker that looks again and again
-//! costs a CPU. `adaptive` looks for a while after each event, and in any window of time for a share
-//! of it at most. What it does not do: look.
+//! costs a CPU, if nobody else wants it: between looks the worker offers it. `adaptive` looks for a
+//! while after each event, and in any window of time for a share of it at most. What it does not
+//! do: look.
 
 use rdmesh_config::{Node, Polling};
 use std::time::{Duration, Instant};

@@ -75,6 +75,8 @@ pub(super) struct Stream {
     /// The peer's FIN has come; it is passed on once `out` is empty.
     pub fin_received: bool,
     pub write_done: bool,
+    /// Bytes were written.
+    pub wrote: bool,
     /// The last read was as large as it could be: the next may as well be moved.
     pub bulk: bool,
     /// The socket was made non-blocking.
@@ -136,6 +138,7 @@ impl Stream {
             writable: true,
             fin_received: false,
             write_done: false,
+            wrote: false,
             bulk: false,
             prepared: false,
             piped: false,
@@ -256,6 +259,7 @@ impl Stream {
                 Err(error) => return Err(error.into()),
             }
         }
+        self.wrote |= total > 0;
         self.hold();
         self.piped &= !self.out.is_empty();
         Ok(total)
