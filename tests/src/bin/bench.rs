@@ -47,8 +47,8 @@ fn main() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Puts report, plots (drawn anew) and results of `dir` into the documents, and the short table into
-/// the README.
+/// Puts report and plots (drawn anew) of `dir` into the documents, and the short table into the README.
+/// The results, more than a megabyte for all sizes, stay where they are.
 fn docs(dir: &Path) -> Result<()> {
     let run = Run::read(&dir.join(RESULTS))?;
     if run.figures.is_empty() {
@@ -58,6 +58,9 @@ fn docs(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(DOCS).with_context(|| format!("create {DOCS}"))?;
     for entry in std::fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))? {
         let entry = entry?;
+        if entry.file_name() == RESULTS {
+            continue;
+        }
         std::fs::copy(entry.path(), Path::new(DOCS).join(entry.file_name()))
             .with_context(|| format!("copy {}", entry.path().display()))?;
     }

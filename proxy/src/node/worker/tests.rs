@@ -351,6 +351,15 @@ fn by_a_spare(mut attempt: impl FnMut() -> bool) {
     }
 }
 
+/// The first delivery to a place is the sidecar's.
+fn until_spares_are_used(rig: &mut Rig, listener: &TcpListener) {
+    let address = listener.local_addr().unwrap();
+    by_a_spare(|| {
+        let client = rig.connect(address);
+        listener.accept().unwrap().1 == client.local_addr().unwrap()
+    });
+}
+
 #[test]
 fn spare_sockets_are_connected_from_the_clients_port() {
     if !spares_are_possible() {
@@ -378,10 +387,7 @@ fn a_spare_socket_waits_for_a_full_backlog() {
     }
     let mut rig = Rig::new();
     let (listener, address) = server_for_one();
-    by_a_spare(|| {
-        let client = rig.connect(address);
-        listener.accept().unwrap().1 == client.local_addr().unwrap()
-    });
+    until_spares_are_used(&mut rig, &listener);
     by_a_spare(|| {
         let _fills_it = TcpStream::connect(address).unwrap();
         let mut client = rig.connect(address);
@@ -404,10 +410,7 @@ fn a_connect_that_takes_too_long_is_refused() {
     let impatient = Timeouts { open_ms: 100, ..Timeouts::default() };
     let mut rig = Rig::of([End::start("a", Timeouts::default()), End::start("b", impatient)]);
     let (listener, address) = server_for_one();
-    by_a_spare(|| {
-        let client = rig.connect(address);
-        listener.accept().unwrap().1 == client.local_addr().unwrap()
-    });
+    until_spares_are_used(&mut rig, &listener);
     let _fills_it = TcpStream::connect(address).unwrap();
     let error = rig.connect(address).read(&mut [0; 1]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
