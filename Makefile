@@ -52,6 +52,10 @@ setup-lab:
 setup-guest:
 	@tests/setup.sh --check build lab guest 2>/dev/null || tests/setup.sh build lab guest
 
+.PHONY: setup-smc
+setup-smc:
+	@tests/setup.sh --check build lab guest smc 2>/dev/null || tests/setup.sh build lab guest smc
+
 .PHONY: setup-image
 setup-image:
 	@tests/setup.sh --check build image 2>/dev/null || tests/setup.sh build image
@@ -208,6 +212,11 @@ bench-micro: setup-build ## Cost of frames, scheduling, credits, windows and han
 bench-rdma: setup-guest build ## Compare with perftest, rsockets and kernel TCP in two emulated machines (ARGS='3 fabric --json')
 	$(CARGO) build --locked --release -p rdmesh-tests --bins
 	$(ON_RDMA) $(TARGET_DIR)/release/bench_rdma $(ARGS)
+
+.PHONY: bench-smc
+bench-smc: setup-smc build ## Compare with SMC-R and kernel TCP in two emulated machines with the kernel of backports (ARGS='3 --json')
+	$(CARGO) build --locked --release -p rdmesh-tests --bins
+	$(TARGET_DIR)/release/bench_rdma smc $(ARGS)
 
 .PHONY: clean
 clean: ## Remove what was built

@@ -4,9 +4,11 @@
 # the image (group `image`), the tests in a cluster (group `cluster`: what runs in its pods) or the
 # counting of instructions (group `bench`) need.
 # Installs nothing that is there, starts no service, and leaves none enabled that it brought. The
-# guests' kernel is downloaded and unpacked to target/guest/kernel, not installed.
+# guests' kernel is downloaded and unpacked to target/guest/kernel, not installed. So is the one of
+# backports (group `smc`: the comparison with SMC-R), to target/guest/kernel-smc; the machine's own
+# sources of packages stay as they are.
 #
-#   tests/setup.sh [--check] [build|chart|lab|guest|image|cluster|bench]...      no group: all
+#   tests/setup.sh [--check] [build|chart|lab|guest|image|cluster|bench|smc]...   no group: all but smc
 #
 # --check changes nothing: it exits with 1 and names what is missing.
 set -euo pipefail
@@ -33,7 +35,10 @@ image_packages=(binutils ibverbs-providers jq libcap2-bin)
 cluster_packages=(busybox-static curl dnsmasq-base jq nftables nginx-light prometheus)
 # What counts instructions.
 bench_packages=(valgrind)
+# What checks the signature of backports.
+smc_packages=(debian-archive-keyring)
 kernel_dir=${CARGO_TARGET_DIR:-$(dirname "$0")/../target}/guest/kernel
+backports='http://deb.debian.org/debian bookworm-backports main'
 # The service that a package would start and enable, and the process that would then run.
 declare -A units=(
   [nginx-light]=nginx [redis-server]=redis-server [postgresql]=postgresql [haproxy]=haproxy
@@ -51,8 +56,8 @@ groups=()
 for argument in "$@"; do
   case $argument in
     --check) check_only=true ;;
-    build | chart | lab | guest | image | cluster | bench) groups+=("$argument") ;;
-    *) fail "unknown argument '$argument'; usage: tests/setup.sh [--check] [build|chart|lab|guest|image|cluster|bench]..." ;;
+    build | chart | lab | guest | image | cluster | bench | smc) groups+=("$argument") ;;
+    *) fail "unknown argument '$argument'; usage: tests/setup.sh [--check] [build|chart|lab|guest|image|cluster|bench|smc]..." ;;
   esac
 done
 [[ ${#groups[@]} -gt 0 ]] || groups=(build chart lab guest image cluster bench)
@@ -75,25 +80,57 @@ missing_of() {
   done
 }
 
-kernel_is_missing() {
-  [[ " ${groups[*]} " == *" guest "* ]] && ! compgen -G "$kernel_dir/boot/vmlinuz-*" >/dev/null
+# Which of the guests' kernels are wanted and not there: names of groups, a line each.
+missing_kernels() {
+  local group
+  for group in guest smc; do
+    if [[ " ${groups[*]} " == *" $group "* ]] && ! compgen -G "$(dir_of "$group")/boot/vmlinuz-*" >/dev/null; then
+      echo "$group"
+    fi
+  done
+}
+
+dir_of() {
+  case $1 in
+    guest) echo "$kernel_dir" ;;
+    smc) echo "$kernel_dir-smc" ;;
+  esac
 }
 
 # The kernel that Debian's metapackage stands for, with its modules; unpacked beside and renamed, lest
-# half of one is taken for a whole.
+# half of one is taken for a whole. What follows the folder goes to apt.
 fetch_kernel() {
-  local new package
-  new=$kernel_dir.new
-  rm -rf "$new" "$kernel_dir"
+  local dir new package
+  dir=$1
+  shift
+  new=$dir.new
+  rm -rf "$new" "$dir"
   mkdir -p "$new"
-  package=$(apt-cache depends linux-image-amd64 | sed -n 's/^ *Depends: *//p' | head -n 1)
+  package=$(apt-cache "$@" depends linux-image-amd64 | sed -n 's/^ *Depends: *//p' | head -n 1)
   [[ -n $package ]] || fail "apt does not know linux-image-amd64: the guests need an amd64 Debian"
   echo "fetching: $package, for the guests"
-  (cd "$new" && apt-get download --quiet=2 "$package") || return 1
+  (cd "$new" && apt-get "$@" download --quiet=2 "$package") || return 1
   dpkg-deb -x "$new"/*.deb "$new"
   rm -rf "$new"/*.deb "$new/usr"
   PATH=$PATH:/usr/sbin:/sbin depmod -b "$new" "$(ls "$new/lib/modules")"
-  mv "$new" "$kernel_dir"
+  mv "$new" "$dir"
+}
+
+# The same from backports. Lists and sources are in a folder of their own: nothing of the machine's is
+# changed, and no root is needed.
+fetch_backports_kernel() {
+  local apt dir options
+  dir=$1
+  mkdir -p "$dir.apt/lists/partial" "$dir.apt/cache"
+  apt=$(cd "$dir.apt" && pwd)
+  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $backports" >"$apt/sources.list"
+  options=(
+    -o "Dir::Etc::SourceList=$apt/sources.list" -o Dir::Etc::SourceParts=/dev/null
+    -o "Dir::State::Lists=$apt/lists" -o "Dir::Cache=$apt/cache" -o "APT::Sandbox::User=$(id -un)"
+  )
+  apt-get "${options[@]}" update --quiet=2 || return 1
+  fetch_kernel "$dir" "${options[@]}" || return 1
+  rm -rf "$apt"
 }
 
 # Names of the daemons that run, one line each; `pgrep` may not be there.
@@ -108,10 +145,10 @@ if $check_only; then
     echo "missing packages: ${missing[*]} (\`make setup\` installs them)" >&2
     status=1
   fi
-  if kernel_is_missing; then
-    echo "missing: the guests' kernel in $kernel_dir (\`make setup\` fetches it)" >&2
+  for group in $(missing_kernels); do
+    echo "missing: the guests' kernel in $(dir_of "$group") (\`tests/setup.sh $group\` fetches it)" >&2
     status=1
-  fi
+  done
   exit "$status"
 fi
 
@@ -124,12 +161,19 @@ if [[ $(id -u) -ne 0 ]]; then
 fi
 
 finish() {
-  if kernel_is_missing; then
-    fetch_kernel 2>/dev/null || {
-      "${as_root[@]}" apt-get update --quiet=2
-      fetch_kernel || fail "the guests' kernel could not be fetched"
-    }
-  fi
+  local group dir
+  for group in $(missing_kernels); do
+    dir=$(dir_of "$group")
+    case $group in
+      guest)
+        fetch_kernel "$dir" 2>/dev/null || {
+          "${as_root[@]}" apt-get update --quiet=2
+          fetch_kernel "$dir" || fail "the guests' kernel could not be fetched"
+        }
+        ;;
+      smc) fetch_backports_kernel "$dir" || fail "the kernel of backports could not be fetched" ;;
+    esac
+  done
   exit 0
 }
 if [[ ${#missing[@]} -eq 0 ]]; then

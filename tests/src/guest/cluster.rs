@@ -4,7 +4,7 @@
 
 use super::agent::node::DEVICE;
 use super::host::Host;
-use super::image::{Image, SCRATCH};
+use super::image::{Image, Kernel, SCRATCH};
 use super::machine::Machine;
 use super::remote::Remote;
 use super::wire::{Call, Ended, NodeState, Opened, Place};
@@ -81,27 +81,32 @@ impl Cluster {
     /// Boots both guests (with `RDMA=host`: prepares namespaces) and makes them the two nodes of
     /// `plan`; no process of the mesh runs yet.
     pub fn boot(plan: &Plan, proxy: &Path) -> Result<Self> {
+        Self::boot_on(Kernel::Stable, plan, proxy)
+    }
+
+    /// The same with this kernel in the guests.
+    pub fn boot_on(kernel: Kernel, plan: &Plan, proxy: &Path) -> Result<Self> {
         sweep();
         let host = Host::wanted()?;
         let dir = std::env::temp_dir().join(format!("{PREFIX}{}", std::process::id()));
         std::fs::create_dir(&dir).with_context(|| format!("create {}", dir.display()))?;
         let proxy = proxy.to_owned();
         let mut cluster = Self { machines: Vec::new(), host, setting: None, dir, proxy };
-        if let Err(error) = cluster.bring_up(plan) {
+        if let Err(error) = cluster.bring_up(kernel, plan) {
             cluster.keep_logs();
             return Err(error);
         }
         Ok(cluster)
     }
 
-    fn bring_up(&mut self, plan: &Plan) -> Result<()> {
+    fn bring_up(&mut self, kernel: Kernel, plan: &Plan) -> Result<()> {
         self.make_certificates()?;
         if let Some(host) = &self.host {
             for number in [1, 2] {
                 self.machines.push(Machine::here(number, host.node(number).0)?);
             }
         } else {
-            self.boot_guests()?;
+            self.boot_guests(kernel)?;
         }
         let build = |number| Call::Build {
             number,
@@ -112,9 +117,9 @@ impl Cluster {
         self.both(build)
     }
 
-    fn boot_guests(&mut self) -> Result<()> {
+    fn boot_guests(&mut self, kernel: Kernel) -> Result<()> {
         let me = std::env::current_exe().context("find this program's own file")?;
-        let image = Image::make(&self.dir, &me.with_file_name("guest_agent"))?;
+        let image = Image::make(&self.dir, &me.with_file_name("guest_agent"), kernel)?;
         for number in [1, 2] {
             self.machines.push(Machine::guest(number, &image, &self.dir)?);
         }

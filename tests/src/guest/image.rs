@@ -1,5 +1,5 @@
-//! What a guest boots: the kernel of Debian's package, which `tests/setup.sh guest` has unpacked to
-//! `target/guest/kernel`, and an initial file system made afresh: busybox, a few modules, a script.
+//! What a guest boots: a kernel of Debian's, which `tests/setup.sh` has unpacked below
+//! `target/guest`, and an initial file system made afresh: busybox, a few modules, a script.
 //!
 //! What it does not do: build a root file system. The guest's is the host's by 9p, read-only, with a
 //! file system in memory above it.
@@ -16,6 +16,25 @@ const MODULES: [&str; 6] =
 /// The guest's scratch space, and TMPDIR there.
 pub const SCRATCH: &str = "/rdmesh";
 
+/// Which kernel a guest boots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    /// That of the release.
+    Stable,
+    /// That of backports: SMC-R's links over Soft-RoCE fail with the other.
+    Backports,
+}
+
+impl Kernel {
+    /// Where it is below the target directory, and the group of `tests/setup.sh` that fetches it.
+    fn place(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Stable => ("guest/kernel", "guest"),
+            Self::Backports => ("guest/kernel-smc", "smc"),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct Image {
     pub kernel: PathBuf,
@@ -24,8 +43,8 @@ pub struct Image {
 
 impl Image {
     /// Makes the image below `dir`; the guest will run `agent` and power off when that ends.
-    pub fn make(dir: &Path, agent: &Path) -> Result<Self> {
-        let unpacked = unpacked_kernel()?;
+    pub fn make(dir: &Path, agent: &Path, kernel: Kernel) -> Result<Self> {
+        let unpacked = unpacked_kernel(kernel)?;
         let kernel = only_entry(&unpacked.join("boot"), "vmlinuz-")?;
         let modules = only_entry(&unpacked.join("lib/modules"), "")?;
         let release = modules.file_name().context("a kernel release")?.to_string_lossy();
@@ -52,11 +71,12 @@ impl Image {
     }
 }
 
-/// `target/guest/kernel` of the target directory that this program is in.
-fn unpacked_kernel() -> Result<PathBuf> {
+/// In the target directory that this program is in.
+fn unpacked_kernel(kernel: Kernel) -> Result<PathBuf> {
+    let (place, group) = kernel.place();
     let me = std::env::current_exe().context("find this program's own file")?;
-    let found = me.ancestors().map(|dir| dir.join("guest/kernel")).find(|dir| dir.is_dir());
-    found.context("no kernel for guests in target/guest: run `tests/setup.sh guest`")
+    let found = me.ancestors().map(|dir| dir.join(place)).find(|dir| dir.is_dir());
+    found.with_context(|| format!("no kernel in target/{place}: run `tests/setup.sh {group}`"))
 }
 
 fn only_entry(dir: &Path, prefix: &str) -> Result<PathBuf> {

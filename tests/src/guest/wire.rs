@@ -137,6 +137,23 @@ pub enum Call {
         leave: Leave,
     },
 
+    /// Makes SMC-R ready: modules, and the name that both ends must have in common.
+    Smc,
+    /// Answers whoever connects and talks.
+    Hear {
+        place: Place,
+        sockets: Sockets,
+        port: u16,
+    },
+    /// Talks to a node or pod that hears; answers with [`Measured`].
+    Talk {
+        place: Place,
+        sockets: Sockets,
+        to: SocketAddr,
+        talk: Talk,
+        for_ms: u64,
+    },
+
     /// Short connections to an echo server, one byte each way; answers with the seconds taken.
     Churn {
         pod: String,
@@ -174,11 +191,27 @@ pub enum Workload {
     CurlSmall { requests: u32 },
 }
 
+/// What a program makes its sockets of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sockets {
+    Tcp,
+    Smc,
+}
+
+/// What our own programs at both ends do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Talk {
+    /// Messages of so many bytes there and back, one at a time.
+    PingPong { bytes: u32 },
+    /// One stream, one way.
+    Bulk,
+}
+
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Measured {
     /// The figure: Gbit/s, median µs, bytes/s, requests/s.
     pub value: f64,
-    /// A second one: the 99th percentile of sockperf.
+    /// A second one: the 99th percentile of a ping-pong.
     pub second: f64,
     /// Payload moved.
     pub bytes: f64,

@@ -5,7 +5,9 @@
 
 mod held;
 pub mod node;
+mod smc;
 mod streams;
+mod talk;
 
 use super::wire::{Call, READY, Reply, Request};
 use crate::Lab;
@@ -153,6 +155,11 @@ impl Agent {
             Call::Stall { stream } => self.stall(stream),
             Call::WriteUntilError { stream } => self.write_until_error(stream),
             Call::Leave { stream, leave } => self.leave(stream, leave),
+            Call::Smc => smc::prepare(),
+            Call::Hear { place, sockets, port } => self.hear(&place, sockets, port),
+            Call::Talk { place, sockets, to, talk, for_ms } => {
+                self.talk(&place, sockets, to, talk, for_ms)
+            }
             Call::Churn { pod, to, connections } => self.churn(&pod, to, connections),
             Call::Hold { pod, to, streams } => self.hold(&pod, to, streams),
             Call::EchoHeld { held } => self.echo_held(held),

@@ -37,7 +37,7 @@ pub fn prepare() -> Result<()> {
     ))
 }
 
-fn sh(script: &str) -> Result<()> {
+pub(super) fn sh(script: &str) -> Result<()> {
     let output = Command::new("sh").args(["-c", script]).output().context("run sh")?;
     if !output.status.success() {
         bail!("{script}: {}", String::from_utf8_lossy(&output.stderr).trim());
@@ -162,7 +162,7 @@ impl Agent {
         Ok(json!(scrape::get(&self.pod(pod)?.netns, admin, "/metrics")?))
     }
 
-    fn netns_of(&self, place: &Place) -> Result<&Netns> {
+    pub(super) fn netns_of(&self, place: &Place) -> Result<&Netns> {
         match place {
             Place::Node => Ok(&self.node()?.netns),
             Place::Pod(pod) => Ok(&self.pod(pod)?.netns),

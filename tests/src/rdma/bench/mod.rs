@@ -1,5 +1,6 @@
 //! `make bench-rdma`: the fabric against perftest, and programs through the mesh against kernel TCP
-//! and rsockets, all between the same two machines, in turns, as medians.
+//! and rsockets, all between the same two machines, in turns, as medians. `make bench-smc`: the same for
+//! SMC-R, in machines with a newer kernel.
 //!
 //! What it does not do: tell absolute speeds of guests: on emulated processors only ratios within one run
 //! mean anything. It judges by no exit code: the table says which target was reached.
@@ -7,9 +8,11 @@
 mod fabric;
 mod figures;
 mod programs;
+mod smc;
 mod table;
 
 use crate::guest::cluster::{PATIENCE, eventually};
+use crate::guest::image::Kernel;
 use crate::guest::wire::{Call, Ended, Place, Server};
 use crate::guest::{Cluster, Setting};
 use crate::{Plan, binary};
@@ -29,6 +32,8 @@ pub struct Wanted {
     pub rounds: u32,
     pub fabric: bool,
     pub programs: bool,
+    /// Alone: it has machines of its own.
+    pub smc: bool,
     pub json: bool,
 }
 
@@ -37,7 +42,8 @@ pub struct Wanted {
 pub fn run(wanted: Wanted) -> Result<()> {
     let started = Instant::now();
     let plan = Plan::new().pod("a", 1).outsider("x", 1).pod("b", 2).outsider("y", 2);
-    let mut cluster = Cluster::boot(&plan, &binary::proxy())?;
+    let kernel = if wanted.smc { Kernel::Backports } else { Kernel::Stable };
+    let mut cluster = Cluster::boot_on(kernel, &plan, &binary::proxy())?;
     let mut figures = Figures::default();
     let result = measure(&mut cluster, wanted, &mut figures);
     if result.is_err() {
@@ -69,7 +75,10 @@ fn measure(cluster: &mut Cluster, wanted: Wanted, figures: &mut Figures) -> Resu
             }
         }
         cluster.mesh(&Setting::new(FORCED))?;
-        programs::smc(cluster, figures)?;
+        figures.miss("SMC-R", "it needs a newer kernel: `make bench-smc` measures it".to_owned());
+    }
+    if wanted.smc {
+        smc::prepare(cluster)?;
     }
     for round in 1..=wanted.rounds {
         eprintln!("round {round} of {}", wanted.rounds);
@@ -78,6 +87,9 @@ fn measure(cluster: &mut Cluster, wanted: Wanted, figures: &mut Figures) -> Resu
         }
         if wanted.programs {
             programs::round(cluster, figures)?;
+        }
+        if wanted.smc {
+            smc::round(cluster, figures)?;
         }
     }
     Ok(())

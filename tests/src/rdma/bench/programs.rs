@@ -17,7 +17,7 @@ use std::time::Duration;
 
 pub(super) const SIZES: [u32; 3] = [64, 1024, 16_384];
 /// The pods outside the mesh are the second ones of their nodes.
-const OUTSIDE: u8 = 11;
+pub(super) const OUTSIDE: u8 = 11;
 const SOCKPERF_SECONDS: u64 = 2;
 const IPERF_SECONDS: u64 = 4;
 /// For what may stall: several times what it would take.
@@ -147,15 +147,4 @@ fn rstream(
     let figure = words.iter().rev().nth(from_end).and_then(|word| word.parse().ok());
     let figure: f64 = figure.with_context(|| format!("in: {output}"))?;
     if figure > 0.0 { Ok(figure) } else { Err(anyhow!("fails (no figure in: {output})")) }
-}
-
-/// SMC-R needs a kernel where it works over RoCE v2, and a program that makes its sockets.
-pub(super) fn smc(cluster: &Cluster, figures: &mut Figures) -> Result<()> {
-    let script = "modprobe smc 2>/dev/null || { echo 'the kernel has no module smc'; exit 0; }; \
-                  command -v smc_run >/dev/null || echo 'smc_run is not installed: Debian 12 has \
-                  no package smc-tools'; echo 'not tried: its links over RoCE v2 want a newer kernel'";
-    let told = cluster.sh(1, script)?;
-    let why = told.lines().next().unwrap_or_default().to_owned();
-    figures.miss("smc-r", why);
-    Ok(())
 }

@@ -1,7 +1,7 @@
 //! Medians and ratios, against their targets, as a table and as JSON.
 
 use super::figures::Figures;
-use super::{Wanted, fabric, programs};
+use super::{Wanted, fabric, programs, smc};
 use serde_json::{Value, json};
 
 /// What a ratio is to be.
@@ -99,6 +99,35 @@ fn program_rows() -> Vec<Row> {
     rows
 }
 
+/// The same program on both paths.
+fn smc_rows(ours: &str, other: &str, below: Target, above: Target) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for size in smc::SIZES {
+        let (ours, other) =
+            (format!("{ours} ping-pong {size}"), format!("{other} ping-pong {size}"));
+        let target = if size == 64 { below } else { Target::None };
+        rows.push(row(format!("ping-pong, {size} B, p50 one way"), "µs", ours, other, target));
+    }
+    let (ours, other) = (format!("{ours} bulk"), format!("{other} bulk"));
+    rows.push(row("one stream".to_owned(), "Mbit/s", ours, other, above));
+    rows
+}
+
+/// Title, the two columns, rows.
+fn smc_tables() -> [(&'static str, &'static str, &'static str, Vec<Row>); 3] {
+    let none = Target::None;
+    [
+        (
+            "application to application",
+            "rdmesh",
+            "SMC-R",
+            smc_rows("rdmesh", "SMC-R", Target::AtMost(1.0), Target::AtLeast(1.0)),
+        ),
+        ("between pods", "rdmesh", "kernel TCP", smc_rows("rdmesh", "TCP of pods", none, none)),
+        ("between nodes", "SMC-R", "kernel TCP", smc_rows("SMC-R", "TCP of nodes", none, none)),
+    ]
+}
+
 pub(super) fn print(figures: &Figures, wanted: Wanted, machines: &str) {
     println!("medians of {} rounds; {machines}\n", wanted.rounds);
     if wanted.fabric {
@@ -112,6 +141,12 @@ pub(super) fn print(figures: &Figures, wanted: Wanted, machines: &str) {
     }
     if wanted.programs {
         print_rows("application to application", "rdmesh", "other", figures, &program_rows());
+    }
+    if wanted.smc {
+        for (title, ours, other, rows) in smc_tables() {
+            print_rows(title, ours, other, figures, &rows);
+        }
+        println!("{}", smc::PROOF);
     }
     for (name, why) in figures.missing() {
         println!("not measured: {name}: {why}");
@@ -133,30 +168,40 @@ fn print_rows(title: &str, ours: &str, other: &str, figures: &Figures, rows: &[R
     println!();
 }
 
-pub(super) fn json(figures: &Figures, wanted: Wanted) -> Value {
-    let rows = |rows: Vec<Row>| -> Vec<Value> {
-        let value = |row: Row| {
-            let ratio = figures.ratio(&row.ours, &row.other);
-            json!({
-                "name": row.name,
-                "unit": row.unit,
-                "ours": figures.median(&row.ours),
-                "other": figures.median(&row.other),
-                "ratio": ratio,
-                "target": match row.target {
-                    Target::None => Value::Null,
-                    Target::AtMost(limit) => json!({ "at_most": limit }),
-                    Target::AtLeast(limit) => json!({ "at_least": limit }),
-                },
-                "reached": ratio.and_then(|ratio| row.target.reached(ratio)),
-            })
-        };
-        rows.into_iter().map(value).collect()
+fn json_rows(figures: &Figures, rows: Vec<Row>) -> Vec<Value> {
+    let value = |row: Row| {
+        let ratio = figures.ratio(&row.ours, &row.other);
+        json!({
+            "name": row.name,
+            "unit": row.unit,
+            "ours": figures.median(&row.ours),
+            "other": figures.median(&row.other),
+            "ratio": ratio,
+            "target": match row.target {
+                Target::None => Value::Null,
+                Target::AtMost(limit) => json!({ "at_most": limit }),
+                Target::AtLeast(limit) => json!({ "at_least": limit }),
+            },
+            "reached": ratio.and_then(|ratio| row.target.reached(ratio)),
+        })
     };
+    rows.into_iter().map(value).collect()
+}
+
+pub(super) fn json(figures: &Figures, wanted: Wanted) -> Value {
+    let rows = |rows| json_rows(figures, rows);
+    let smc: Vec<Value> = smc_tables()
+        .into_iter()
+        .filter(|_| wanted.smc)
+        .map(|(title, ours, other, all)| {
+            json!({ "title": title, "ours": ours, "other": other, "rows": rows(all) })
+        })
+        .collect();
     json!({
         "rounds": wanted.rounds,
         "fabric": if wanted.fabric { rows(fabric_rows()) } else { Vec::new() },
         "programs": if wanted.programs { rows(program_rows()) } else { Vec::new() },
+        "smc": smc,
         "not_measured": figures.missing(),
         "all": figures.all(),
     })
