@@ -116,7 +116,11 @@ fn smc_rows(ours: &str, other: &str, below: Target, above: Target) -> Vec<Row> {
 /// Title, the two columns, rows.
 fn smc_tables() -> [(&'static str, &'static str, &'static str, Vec<Row>); 3] {
     let none = Target::None;
-    [
+    let large = |ours: &str, other: &str, target| {
+        let name = format!("the same; {}", smc::LARGE);
+        row(name, "Mbit/s", format!("{ours} bulk"), format!("{other} bulk"), target)
+    };
+    let mut tables = [
         (
             "application to application",
             "rdmesh",
@@ -125,7 +129,10 @@ fn smc_tables() -> [(&'static str, &'static str, &'static str, Vec<Row>); 3] {
         ),
         ("between pods", "rdmesh", "kernel TCP", smc_rows("rdmesh", "TCP of pods", none, none)),
         ("between nodes", "SMC-R", "kernel TCP", smc_rows("SMC-R", "TCP of nodes", none, none)),
-    ]
+    ];
+    tables[0].3.push(large("rdmesh", smc::LARGE, Target::AtLeast(1.0)));
+    tables[2].3.push(large(smc::LARGE, "TCP of nodes", none));
+    tables
 }
 
 pub(super) fn print(figures: &Figures, wanted: Wanted, machines: &str) {
