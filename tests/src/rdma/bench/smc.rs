@@ -18,8 +18,8 @@ use std::net::{IpAddr, SocketAddr};
 
 pub(super) const SIZES: [u32; 3] = [64, 1024, 16_384];
 pub(super) const PROOF: &str = "\
-every connection of SMC-R was in the kernel's list as one of mode SMC-R with a link on the device, and the\n\
-device sent what it carried; all stream bytes of rdmesh were counted on verbs, none passed by it";
+every connection with a figure of SMC-R was in the kernel's list as one of mode SMC-R with a link on the device,\n\
+and the device sent what it carried; all stream bytes of rdmesh were counted on verbs, none passed by it";
 
 const TALKS: [Talk; 4] = [
     Talk::PingPong { bytes: SIZES[0] },
