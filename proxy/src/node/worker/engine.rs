@@ -12,6 +12,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 const EVENTS_PER_TURN: usize = 256;
+const ALL: epoll::EventFlags = epoll::EventFlags::IN
+    .union(epoll::EventFlags::OUT)
+    .union(epoll::EventFlags::RDHUP)
+    .union(epoll::EventFlags::ET);
 
 /// What an event belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,9 +88,15 @@ impl Engine {
     }
 
     pub(super) fn add(&self, descriptor: impl AsFd, token: Token) -> io::Result<()> {
-        use epoll::EventFlags as F;
         let data = epoll::EventData::new_u64(token.encode());
-        Ok(epoll::add(&*self.epoll, descriptor, data, F::IN | F::OUT | F::RDHUP | F::ET)?)
+        Ok(epoll::add(&*self.epoll, descriptor, data, ALL)?)
+    }
+
+    /// Whether bytes that come are an event. An end always is.
+    pub(super) fn listen(&self, descriptor: impl AsFd, token: Token, on: bool) -> io::Result<()> {
+        let data = epoll::EventData::new_u64(token.encode());
+        let events = if on { ALL } else { ALL.difference(epoll::EventFlags::IN) };
+        Ok(epoll::modify(&*self.epoll, descriptor, data, events)?)
     }
 
     /// Must come before the descriptor is closed: a copy elsewhere (a sidecar's) would keep the

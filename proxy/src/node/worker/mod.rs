@@ -7,6 +7,8 @@
 
 mod deliver;
 mod engine;
+mod flow;
+mod gather;
 mod idle;
 mod lane;
 mod lanes;
@@ -93,6 +95,8 @@ struct Worker {
     pod_keys: HashMap<Arc<str>, Key>,
     /// Streams whose socket may have bytes, in the order in which they are read.
     to_read: VecDeque<Key>,
+    /// Streams whose socket gathers, and when to look at it.
+    gathering: VecDeque<(Instant, Key)>,
     /// Streams that found the slab empty.
     starved: Vec<Key>,
     to_write: Vec<Key>,
@@ -181,6 +185,7 @@ impl Worker {
             twins: None,
             pod_keys: HashMap::new(),
             to_read: VecDeque::new(),
+            gathering: VecDeque::new(),
             starved: Vec::new(),
             to_write: Vec::new(),
             to_serve: VecDeque::new(),
@@ -229,7 +234,10 @@ impl Worker {
     /// How long to sleep when no event comes.
     fn next_wait(&self) -> Option<Duration> {
         let mut next = self.timers.peek().map(|Reverse((at, _, _))| *at);
-        for other in [self.stop_at, self.look_at, self.connects_due()].into_iter().flatten() {
+        for other in [self.stop_at, self.look_at, self.connects_due(), self.gather_due()]
+            .into_iter()
+            .flatten()
+        {
             next = Some(next.map_or(other, |at| at.min(other)));
         }
         if !self.starved.is_empty() || !self.unsent.is_empty() {
@@ -253,6 +261,7 @@ impl Worker {
     /// The work that events have left: reads, then lanes (which make writes), then timers.
     fn turn(&mut self) {
         self.wake_starved();
+        self.read_gathered();
         self.read_streams();
         self.serve_lanes();
         self.write_streams();

@@ -3,6 +3,7 @@
 //! What it does not do: know lanes or pods; the worker moves what these functions return.
 
 use super::deliver::Connecting;
+use super::flow::Flow;
 use super::slots::Key;
 use crate::metrics::{FabricKind, Role};
 use crate::mux::StreamId;
@@ -79,6 +80,9 @@ pub(super) struct Stream {
     pub wrote: bool,
     /// The last read was as large as it could be: the next may as well be moved.
     pub bulk: bool,
+    pub flow: Flow,
+    /// Listed among the streams whose socket gathers.
+    pub gathering: bool,
     /// The socket was made non-blocking.
     prepared: bool,
     /// `out` may hold payload that is in a pipe.
@@ -140,6 +144,8 @@ impl Stream {
             write_done: false,
             wrote: false,
             bulk: false,
+            flow: Flow::new(now),
+            gathering: false,
             prepared: false,
             piped: false,
             blocked: None,

@@ -116,7 +116,10 @@ impl Worker {
             return;
         };
         match read {
-            Read::Bytes(payload) => self.stream_read(key, payload),
+            Read::Bytes(payload) => {
+                self.flow_read(key, payload.len());
+                self.stream_read(key, payload);
+            }
             Read::Interrupted => {
                 self.look_at_blocked(key);
                 self.read_later(key);
@@ -127,7 +130,7 @@ impl Worker {
                 let lane = stream.lane;
                 self.serve(lane);
             }
-            Read::Nothing => {}
+            Read::Nothing => self.flow_read(key, 0),
             Read::Failed(error) => {
                 debug!(%error, "application's socket failed");
                 self.abort(key);
@@ -215,6 +218,7 @@ impl Worker {
                 {
                     slot.mux.consumed(stream.id, written);
                     self.serve(lane);
+                    self.flow_answered(key);
                 }
             }
             Err(error) => {

@@ -280,6 +280,29 @@ fn bytes_both_ways_and_half_close() {
     download.join().unwrap();
 }
 
+/// Small pieces one way are gathered by the kernel: what is left of them must not stay there, nor an
+/// answer wait.
+#[test]
+fn gathered_pieces_arrive_without_an_end() {
+    let mut rig = Rig::new();
+    let (listener, address) = server();
+    let mut client = rig.connect(address);
+    client.set_nodelay(true).unwrap();
+    let mut served = listener.accept().unwrap().0;
+    for round in 0..20 {
+        let up = pattern(round, 64 * 1_000);
+        for piece in up.chunks(64) {
+            client.write_all(piece).unwrap();
+        }
+        let mut got = vec![0; up.len()];
+        served.read_exact(&mut got).unwrap();
+        assert!(got == up);
+        served.write_all(&up[..64]).unwrap();
+        client.read_exact(&mut got[..64]).unwrap();
+        assert!(got[..64] == up[..64]);
+    }
+}
+
 /// Whoever has a copy of a handed-over socket can make it blocking, and a move would wait on it.
 #[test]
 fn a_socket_that_is_made_blocking_stops_nobody() {
