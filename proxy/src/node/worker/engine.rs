@@ -172,4 +172,28 @@ mod tests {
             assert_eq!(Token::decode(token.encode()), token);
         }
     }
+
+    #[test]
+    fn without_interest_in_bytes_an_end_is_an_event_still() {
+        use std::io::Write as _;
+        use std::os::unix::net::UnixStream;
+        let (ours, mut far) = UnixStream::pair().unwrap();
+        let mut engine = Engine::new(false).unwrap();
+        let token = Token::Stream(Key { index: 1, generation: 1 });
+        let readable = |engine: &mut Engine| {
+            let mut events = Vec::new();
+            engine.poll(Some(Duration::ZERO), &mut events).unwrap();
+            events.iter().any(|event| event.readable || event.hangup)
+        };
+        engine.add(&ours, token).unwrap();
+        engine.listen(&ours, token, false).unwrap();
+        far.write_all(b"bytes").unwrap();
+        assert!(!readable(&mut engine));
+        engine.listen(&ours, token, true).unwrap();
+        assert!(readable(&mut engine));
+        engine.listen(&ours, token, false).unwrap();
+        assert!(!readable(&mut engine));
+        drop(far);
+        assert!(readable(&mut engine));
+    }
 }
