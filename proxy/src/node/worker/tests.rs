@@ -289,6 +289,7 @@ fn gathered_pieces_arrive_without_an_end() {
     let mut client = rig.connect(address);
     client.set_nodelay(true).unwrap();
     let mut served = listener.accept().unwrap().0;
+    served.set_read_timeout(Some(PATIENCE)).unwrap();
     for round in 0..20 {
         let up = pattern(round, 64 * 1_000);
         for piece in up.chunks(64) {
