@@ -11,7 +11,7 @@ use std::io;
 /// # Errors
 /// What `setsockopt` says.
 pub fn set_bind_address_no_port(fd: impl AsFd, on: bool) -> io::Result<()> {
-    set_ip_option(fd, libc::IP_BIND_ADDRESS_NO_PORT, u32::from(on))
+    set_option(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, u32::from(on))
 }
 
 /// `IP_LOCAL_PORT_RANGE` (Linux 6.3): from which ports a connect chooses. It narrows the
@@ -21,15 +21,39 @@ pub fn set_bind_address_no_port(fd: impl AsFd, on: bool) -> io::Result<()> {
 /// `ENOPROTOOPT` where the kernel does not know it.
 pub fn set_local_port_range(fd: impl AsFd, first: u16, last: u16) -> io::Result<()> {
     const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
-    set_ip_option(fd, IP_LOCAL_PORT_RANGE, u32::from(last) << 16 | u32::from(first))
+    set_option(fd, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, u32::from(last) << 16 | u32::from(first))
 }
 
-fn set_ip_option(fd: impl AsFd, option: libc::c_int, value: u32) -> io::Result<()> {
+/// `TCP_WINDOW_CLAMP`: the window that is told to the sender is no larger. One that was told already
+/// is not taken back.
+///
+/// # Errors
+/// What `setsockopt` says.
+pub fn clamp_window(fd: impl AsFd, bytes: u32) -> io::Result<()> {
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, bytes)
+}
+
+/// `SO_BUF_LOCK` (Linux 5.15): while it is on, the kernel leaves the receive buffer at its size, as
+/// it does when a program has set one; off, it fits both buffers to the traffic again.
+///
+/// # Errors
+/// `ENOPROTOOPT` where the kernel does not know it.
+pub fn hold_receive_buffer(fd: impl AsFd, on: bool) -> io::Result<()> {
+    const SOCK_RCVBUF_LOCK: u32 = 2;
+    set_option(fd, libc::SOL_SOCKET, libc::SO_BUF_LOCK, if on { SOCK_RCVBUF_LOCK } else { 0 })
+}
+
+fn set_option(
+    fd: impl AsFd,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: u32,
+) -> io::Result<()> {
     // SAFETY: `value` lives through the call and its size is told; the descriptor is borrowed.
     let result = unsafe {
         libc::setsockopt(
             fd.as_fd().as_raw_fd(),
-            libc::IPPROTO_IP,
+            level,
             option,
             (&raw const value).cast(),
             size_of_val(&value) as libc::socklen_t,
@@ -55,6 +79,38 @@ mod tests {
             let bound = SocketAddr::try_from(getsockname(&socket).unwrap()).unwrap();
             assert_eq!(bound.port(), 0);
         }
+    }
+
+    #[test]
+    fn a_receive_buffer_that_was_set_is_let_go() {
+        use rustix::net::sockopt::set_socket_recv_buffer_size;
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        let locks = || {
+            let (mut value, mut size) = (0_u32, size_of::<u32>() as libc::socklen_t);
+            // SAFETY: both live through the call, and `size` is that of `value`.
+            let result = unsafe {
+                libc::getsockopt(
+                    socket.as_raw_fd(),
+                    libc::SOL_SOCKET,
+                    libc::SO_BUF_LOCK,
+                    (&raw mut value).cast(),
+                    &raw mut size,
+                )
+            };
+            assert_eq!(result, 0, "{}", io::Error::last_os_error());
+            value
+        };
+        match hold_receive_buffer(&socket, true) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => return,
+            result => result.unwrap(),
+        }
+        assert_eq!(locks(), 2);
+        hold_receive_buffer(&socket, false).unwrap();
+        assert_eq!(locks(), 0);
+        set_socket_recv_buffer_size(&socket, 1 << 16).unwrap();
+        assert_eq!(locks(), 2);
+        hold_receive_buffer(&socket, false).unwrap();
+        assert_eq!(locks(), 0);
     }
 
     #[test]

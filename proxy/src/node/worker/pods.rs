@@ -323,6 +323,8 @@ impl Worker {
 
     /// Gives a connection that was taken, and what was read from it, back to its sidecar.
     pub(super) fn give_back(&mut self, key: Key, reason: PassthroughReason) {
+        // What was done to its window and buffer is undone.
+        self.flow_answered(key);
         let Some(stream) = self.unlist(key) else { return };
         self.metrics.stream_ended(stream.role, stream.fabric, Outcome::Returned);
         let Some(socket) = &stream.socket else { return };
