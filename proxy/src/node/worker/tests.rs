@@ -10,6 +10,7 @@ use crate::node::messages::{Command, Mailbox, Request, Side};
 use arc_swap::ArcSwap;
 use rdmesh_config::{DirectoryFile, Node, NodeEntry, PodEntry, Timeouts};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::sockopt;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
@@ -301,6 +302,56 @@ fn gathered_pieces_arrive_without_an_end() {
         served.write_all(&up[..64]).unwrap();
         client.read_exact(&mut got[..64]).unwrap();
         assert!(got[..64] == up[..64]);
+    }
+}
+
+/// The receive buffer of small pieces one way shrinks, nothing gets lost by that, and an answer makes it
+/// grow again.
+#[test]
+fn a_buffer_of_small_pieces_shrinks_and_grows_again() {
+    let rmem_max = std::fs::read_to_string("/proc/sys/net/core/rmem_max").unwrap();
+    let buffer = |bytes: usize| 2 * bytes.min(rmem_max.trim().parse().unwrap());
+    let mut rig = Rig::new();
+    let (listener, address) = server();
+    let (mut client, accepted) = rig.hand_over_and_keep(address);
+    rig.taken();
+    client.set_nodelay(true).unwrap();
+    let is = |bytes| sockopt::socket_recv_buffer_size(&accepted).unwrap() == buffer(bytes);
+    assert!(!is(128 << 10) && !is(512 << 10));
+    let mut served = listener.accept().unwrap().0;
+    served.set_read_timeout(Some(PATIENCE)).unwrap();
+    let upload = pattern(1, 1 << 20);
+    let reader = {
+        let (mut served, upload) = (served.try_clone().unwrap(), upload.clone());
+        spawn(move || {
+            let mut got = vec![0; upload.len()];
+            loop {
+                served.read_exact(&mut got).unwrap();
+                // The last is sent with its first byte changed.
+                if got[0] != upload[0] {
+                    assert!(got[1..] == upload[1..]);
+                    return;
+                }
+                assert!(got == upload);
+            }
+        })
+    };
+    let begun = Instant::now();
+    while !is(128 << 10) {
+        assert!(begun.elapsed() < PATIENCE);
+        for piece in upload.chunks(64) {
+            client.write_all(piece).unwrap();
+        }
+    }
+    let mut last = upload;
+    last[0] ^= 1;
+    client.write_all(&last).unwrap();
+    reader.join().unwrap();
+    served.write_all(&last).unwrap();
+    client.read_exact(&mut last).unwrap();
+    while !is(512 << 10) {
+        assert!(begun.elapsed() < 2 * PATIENCE);
+        std::thread::yield_now();
     }
 }
 
