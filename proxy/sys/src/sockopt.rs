@@ -124,20 +124,30 @@ mod tests {
             bind(&listener, &any).unwrap();
             listen(&listener, 4).unwrap();
             let to = SocketAddr::try_from(getsockname(&listener).unwrap()).unwrap();
-            // Some port of the namespace's range, free a moment ago.
-            let probe = socket(family, SocketType::STREAM, None).unwrap();
-            bind(&probe, &any).unwrap();
-            let free = SocketAddr::try_from(getsockname(&probe).unwrap()).unwrap().port();
-            drop(probe);
-            let client = socket(family, SocketType::STREAM, None).unwrap();
-            set_bind_address_no_port(&client, true).unwrap();
-            match set_local_port_range(&client, free, free) {
+            // Some port of the namespace's range, free a moment ago: another process may take it in
+            // between, then another port is tried.
+            let taken = |port| {
+                let client = socket(family, SocketType::STREAM, None).unwrap();
+                set_bind_address_no_port(&client, true).unwrap();
+                set_local_port_range(&client, port, port)?;
+                bind(&client, &any).unwrap();
+                connect(&client, &to)?;
+                Ok::<_, io::Error>(SocketAddr::try_from(getsockname(&client).unwrap()).unwrap())
+            };
+            let mut tries = (0..100).map(|_| {
+                let probe = socket(family, SocketType::STREAM, None).unwrap();
+                bind(&probe, &any).unwrap();
+                let free = SocketAddr::try_from(getsockname(&probe).unwrap()).unwrap().port();
+                drop(probe);
+                (free, taken(free))
+            });
+            let busy = |error: &io::Error| error.kind() == io::ErrorKind::AddrNotAvailable;
+            let (free, own) =
+                tries.find(|(_, own)| !own.as_ref().is_err_and(busy)).expect("a free port");
+            let own = match own {
                 Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => return,
-                result => result.unwrap(),
-            }
-            bind(&client, &any).unwrap();
-            connect(&client, &to).unwrap();
-            let own = SocketAddr::try_from(getsockname(&client).unwrap()).unwrap();
+                own => own.unwrap(),
+            };
             assert_eq!(own.port(), free);
         }
     }
