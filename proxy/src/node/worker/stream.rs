@@ -39,6 +39,14 @@ impl Chunk {
         }
     }
 
+    /// Without a look at the bytes: those in a pipe would be copied for it.
+    fn len(&self) -> usize {
+        match self {
+            Self::Shared(payload) => payload.len(),
+            Self::Copied(bytes, start) => bytes.len() - start,
+        }
+    }
+
     fn skip(&mut self, n: usize) {
         match self {
             Self::Shared(payload) => drop(payload.split_to(n)),
@@ -248,7 +256,7 @@ impl Stream {
                     break;
                 }
                 *slice = IoSlice::new(chunk.bytes());
-                offered += chunk.bytes().len();
+                offered += chunk.len();
                 count += 1;
             }
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
@@ -302,7 +310,7 @@ impl Stream {
 
     fn skip(&mut self, mut n: usize) {
         while let Some(front) = self.out.front_mut() {
-            let len = front.bytes().len();
+            let len = front.len();
             if n < len {
                 front.skip(n);
                 return;
@@ -367,23 +375,31 @@ impl Blocked {
 mod tests {
     use super::*;
     use rdmesh_sys::pipe::Pipes;
+    use rdmesh_sys::slab::Slab;
     use std::io::{Read as _, Write as _};
     use std::os::unix::net::UnixStream;
+
+    fn stream() -> Stream {
+        let key = Key { index: 0, generation: 0 };
+        Stream::new(key, StreamId(1), key, Role::Server, FabricKind::Tcp, Instant::now())
+    }
+
+    fn in_a_pipe(bytes: usize) -> Payload {
+        let (mut near, far) = UnixStream::pair().unwrap();
+        near.write_all(&vec![7; bytes]).unwrap();
+        let mut filling = Pipes::new(1).unwrap().take().unwrap();
+        while filling.len() < bytes {
+            filling.fill(&far, bytes - filling.len()).unwrap();
+        }
+        filling.finish()
+    }
 
     /// The peer's first bytes may come, in a pipe, before the application's socket is there.
     #[test]
     fn payload_in_a_pipe_waits_for_the_socket() {
         const BYTES: usize = 20_000;
-        let key = Key { index: 0, generation: 0 };
-        let (id, role) = (StreamId(1), Role::Server);
-        let mut stream = Stream::new(key, id, key, role, FabricKind::Tcp, Instant::now());
-        let (mut near, far) = UnixStream::pair().unwrap();
-        near.write_all(&[7; BYTES]).unwrap();
-        let mut filling = Pipes::new(1).unwrap().take().unwrap();
-        while filling.len() < BYTES {
-            filling.fill(&far, BYTES - filling.len()).unwrap();
-        }
-        stream.push(filling.finish());
+        let mut stream = stream();
+        stream.push(in_a_pipe(BYTES));
         assert_eq!(stream.write(true).unwrap(), 0);
         assert!(stream.holds_pipes());
         let (mut application, ours) = UnixStream::pair().unwrap();
@@ -396,5 +412,17 @@ mod tests {
         application.read_exact(&mut got).unwrap();
         assert!(got.iter().all(|byte| *byte == 7));
         assert!(!stream.holds_pipes());
+    }
+
+    #[test]
+    fn payload_in_a_pipe_stays_there_when_what_was_before_it_is_written() {
+        let mut stream = stream();
+        let arena = Slab::new(1, 4096).unwrap();
+        let mut buffer = arena.take().unwrap();
+        buffer.advance(100);
+        stream.push(buffer.slice(0, 100));
+        stream.push(in_a_pipe(20_000));
+        stream.skip(100);
+        assert!(stream.next_can_move());
     }
 }
