@@ -21,6 +21,8 @@ const IO_SLICES_MAX: usize = 32;
 const WAIT_MIN: Duration = Duration::from_millis(20);
 /// What is smaller costs less to copy than to move.
 const BULK_BYTES_MIN: usize = 16 << 10;
+/// After so many smaller reads in a row nobody asks any more whether a large one is due.
+const BULK_READS: u8 = 8;
 /// A held slice of a receive buffer that is smaller than this part of it is copied, so that a slow
 /// application pins no more memory than four times its window.
 const HELD_PART_MIN: usize = 4;
@@ -86,8 +88,8 @@ pub(super) struct Stream {
     pub write_done: bool,
     /// Bytes were written.
     pub wrote: bool,
-    /// The last read was as large as it could be: the next may as well be moved.
-    pub bulk: bool,
+    /// Smaller reads until it is no longer worth to ask for bulk.
+    bulk: u8,
     pub flow: Flow,
     /// Listed among the streams whose socket gathers.
     pub gathering: bool,
@@ -151,7 +153,7 @@ impl Stream {
             fin_received: false,
             write_done: false,
             wrote: false,
-            bulk: false,
+            bulk: 0,
             flow: Flow::new(now),
             gathering: false,
             prepared: false,
@@ -176,7 +178,7 @@ impl Stream {
                     if n < room && !self.hangup {
                         self.readable = false;
                     }
-                    self.bulk = n > BULK_BYTES_MIN;
+                    self.note(n);
                     buffer.advance(n);
                     return Read::Bytes(buffer.slice(start, start + n));
                 }
@@ -190,15 +192,32 @@ impl Stream {
         }
     }
 
-    /// Moves at most `max` bytes into a pipe.
-    pub(super) fn read_moved(&mut self, mut pipe: Filling, max: usize) -> Read {
+    fn note(&mut self, read: usize) {
+        self.bulk = if read < BULK_BYTES_MIN { self.bulk.saturating_sub(1) } else { BULK_READS };
+    }
+
+    pub(super) fn brought_bulk(&self) -> bool {
+        self.bulk > 0
+    }
+
+    /// How many bytes wait on the socket, if they are worth to be moved.
+    pub(super) fn bulk_waits(&self) -> Option<usize> {
+        let waiting = rustix::io::ioctl_fionread(self.socket.as_ref()?).ok()?;
+        usize::try_from(waiting).ok().filter(|bytes| *bytes >= BULK_BYTES_MIN)
+    }
+
+    /// Moves at most `max` bytes into a pipe, of those that [`Self::bulk_waits`] has told of.
+    pub(super) fn read_moved(&mut self, mut pipe: Filling, max: usize, waiting: usize) -> Read {
         let Some(socket) = &self.socket else { return Read::Nothing };
         let started = Instant::now();
         match pipe.fill(socket, max) {
             Ok(0) => Read::End,
-            // More may be there: a pipe takes no more than so many pieces at a time.
             Ok(n) => {
-                self.bulk = n >= BULK_BYTES_MIN;
+                // As in `read`; but a pipe takes no more than so many pieces at a time.
+                if n >= waiting && !self.hangup {
+                    self.readable = false;
+                }
+                self.note(n);
                 Read::Bytes(pipe.finish())
             }
             Err(Errno::AGAIN) => {

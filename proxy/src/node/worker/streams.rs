@@ -100,15 +100,16 @@ impl Worker {
             }
             return;
         }
-        let moves = stream.bulk
+        let moves = stream.brought_bulk()
             && stream.early.is_none()
             && slot.takes_pipes()
             && self.pods.get(stream.pod).is_some_and(PodSlot::moves)
             && self.watchdog.watches(self.now);
-        let pipe = if moves { self.fabrics.pipes().take() } else { None };
-        let read = if let Some(pipe) = pipe {
+        let waiting = if moves { stream.bulk_waits() } else { None };
+        let pipe = waiting.and_then(|_| self.fabrics.pipes().take());
+        let read = if let (Some(pipe), Some(waiting)) = (pipe, waiting) {
             stream.prepare_moves();
-            stream.read_moved(pipe, max)
+            stream.read_moved(pipe, max, waiting)
         } else if let Some(buffer) = self.arena.for_read() {
             stream.read(buffer, max)
         } else {
