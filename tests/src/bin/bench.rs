@@ -30,21 +30,23 @@ fn main() -> Result<ExitCode> {
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
         .context("raise the limit on open files")?;
-    let run = suite::run(&options)?;
-    std::fs::create_dir_all(&options.out)
-        .with_context(|| format!("create {}", options.out.display()))?;
-    run.write(&options.out.join(RESULTS))?;
-    let plots = plot::write(&run, &options.out)?;
-    let path = options.out.join(REPORT);
-    std::fs::write(&path, report::write(&run, &plots, &command))
-        .with_context(|| format!("write {}", path.display()))?;
-    println!("{}\n{}", report::headline(&run), path.display());
+    let run = suite::run(&options, |run| keep(run, &options.out, &command))?;
+    println!("{}\n{}", report::headline(&run), options.out.join(REPORT).display());
     if let Some(old) = old {
         let (text, worse) = compare::show(&compare::changes(&old, &run));
         print!("\nsince the older run:\n{text}");
         return Ok(if worse { ExitCode::FAILURE } else { ExitCode::SUCCESS });
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn keep(run: &Run, out: &Path, command: &str) -> Result<()> {
+    std::fs::create_dir_all(out).with_context(|| format!("create {}", out.display()))?;
+    run.write(&out.join(RESULTS))?;
+    let plots = plot::write(run, out)?;
+    let path = out.join(REPORT);
+    std::fs::write(&path, report::write(run, &plots, command))
+        .with_context(|| format!("write {}", path.display()))
 }
 
 /// Puts report and plots (drawn anew) of `dir` into the documents, and the short table into the README.

@@ -81,11 +81,12 @@ impl Options {
 }
 
 /// Runs everything: each round goes through all jobs, each job through all paths, so that what
-/// disturbs the machine disturbs all alike.
+/// disturbs the machine disturbs all alike. After each round `keep` gets what there is so far: who
+/// interrupts a long run has the rounds that were complete.
 ///
 /// # Errors
-/// When a program is missing, a path cannot be made, or a program fails on it.
-pub fn run(options: &Options) -> Result<Run> {
+/// When a program is missing, a path cannot be made, or a program fails on it; and those of `keep`.
+pub fn run(options: &Options, mut keep: impl FnMut(&Run) -> Result<()>) -> Result<Run> {
     let kinds = choose_paths(options)?;
     let jobs = choose_jobs(options)?;
     tools::check(&kinds)?;
@@ -100,7 +101,9 @@ pub fn run(options: &Options) -> Result<Run> {
         .collect::<Result<_>>()?;
     let steps = u32::try_from(jobs.len() * beds.len()).unwrap_or(u32::MAX) * options.rounds;
     let time = Duration::from_secs(options.seconds);
-    let (started, mut done, mut figures) = (Instant::now(), 0, Vec::new());
+    let paths = beds.iter().map(|bed| bed.name().to_owned()).collect();
+    let mut run = Run { machine, rounds: 0, seconds: options.seconds, paths, figures: Vec::new() };
+    let (started, mut done) = (Instant::now(), 0);
     for round in 1..=options.rounds {
         for job in &jobs {
             for bed in &beds {
@@ -113,13 +116,14 @@ pub fn run(options: &Options) -> Result<Run> {
                 let found = bed
                     .measure(job, time)
                     .with_context(|| format!("{} over {}", job.name, bed.name()))?;
-                figures.extend(found.into_iter().map(|figure| Figure { round, ..figure }));
+                run.figures.extend(found.into_iter().map(|figure| Figure { round, ..figure }));
             }
         }
+        run.rounds = round;
+        keep(&run)?;
     }
     eprintln!("\r\x1b[K{done} measurements in {:.0} s", started.elapsed().as_secs_f64());
-    let paths = beds.iter().map(|bed| bed.name().to_owned()).collect();
-    Ok(Run { machine, rounds: options.rounds, seconds: options.seconds, paths, figures })
+    Ok(run)
 }
 
 fn left(elapsed: Duration, done: u32, steps: u32) -> String {

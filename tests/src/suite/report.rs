@@ -33,10 +33,12 @@ pub fn write(run: &Run, plots: &[(String, String)], command: &str) -> String {
     let machine = &run.machine;
     let _ = writeln!(
         text,
-        "Made by `{command}`: {} rounds, {} s for each measurement, all paths interleaved in one \
+        "Made by `{command}`: {} round{}, {} s for each measurement, all paths interleaved in one \
          run. Medians; rounds in which others used the machine count only where no other is left. \
          In brackets: the ratio to `direct`.\n",
-        run.rounds, run.seconds
+        run.rounds,
+        if run.rounds == 1 { "" } else { "s" },
+        run.seconds
     );
     let _ = writeln!(
         text,

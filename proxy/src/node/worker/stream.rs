@@ -200,10 +200,11 @@ impl Stream {
         self.bulk > 0
     }
 
-    /// How many bytes wait on the socket, if they are worth to be moved.
-    pub(super) fn bulk_waits(&self) -> Option<usize> {
+    /// How many bytes wait on the socket, if it is worth to move `max` of them.
+    pub(super) fn bulk_waits(&self, max: usize) -> Option<usize> {
         let waiting = rustix::io::ioctl_fionread(self.socket.as_ref()?).ok()?;
-        usize::try_from(waiting).ok().filter(|bytes| *bytes >= BULK_BYTES_MIN)
+        let waiting = usize::try_from(waiting).ok()?;
+        (waiting.min(max) >= BULK_BYTES_MIN).then_some(waiting)
     }
 
     /// Moves at most `max` bytes into a pipe, of those that [`Self::bulk_waits`] has told of.
@@ -431,6 +432,41 @@ mod tests {
         application.read_exact(&mut got).unwrap();
         assert!(got.iter().all(|byte| *byte == 7));
         assert!(!stream.holds_pipes());
+    }
+
+    #[test]
+    fn bulk_is_looked_for_while_some_was_seen_lately() {
+        const MAX: usize = 64 << 10;
+        let (mut application, ours) = UnixStream::pair().unwrap();
+        let mut stream = stream();
+        stream.socket = Some(ours.into());
+        let slab = Slab::new(1, MAX).unwrap();
+        let mut send = |bytes: usize| application.write_all(&vec![7; bytes]).unwrap();
+        let plain = |stream: &mut Stream| {
+            assert!(matches!(stream.read(&mut slab.take().unwrap(), MAX), Read::Bytes(_)));
+        };
+        send(100);
+        plain(&mut stream);
+        assert!(!stream.brought_bulk());
+        send(BULK_BYTES_MIN);
+        plain(&mut stream);
+        assert!(stream.brought_bulk());
+
+        send(BULK_BYTES_MIN);
+        assert_eq!(stream.bulk_waits(MAX), Some(BULK_BYTES_MIN));
+        assert_eq!(stream.bulk_waits(BULK_BYTES_MIN - 1), None);
+        stream.readable = true;
+        let pipe = Pipes::new(1).unwrap().take().unwrap();
+        let Read::Bytes(moved) = stream.read_moved(pipe, MAX, BULK_BYTES_MIN) else { panic!() };
+        assert_eq!((moved.len(), stream.readable), (BULK_BYTES_MIN, false));
+
+        for _ in 0..BULK_READS {
+            assert!(stream.brought_bulk());
+            send(100);
+            assert_eq!(stream.bulk_waits(MAX), None);
+            plain(&mut stream);
+        }
+        assert!(!stream.brought_bulk());
     }
 
     #[test]

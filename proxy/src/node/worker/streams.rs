@@ -105,9 +105,9 @@ impl Worker {
             && slot.takes_pipes()
             && self.pods.get(stream.pod).is_some_and(PodSlot::moves)
             && self.watchdog.watches(self.now);
-        let waiting = if moves { stream.bulk_waits() } else { None };
-        let pipe = waiting.and_then(|_| self.fabrics.pipes().take());
-        let read = if let (Some(pipe), Some(waiting)) = (pipe, waiting) {
+        let waiting = if moves { stream.bulk_waits(max) } else { None };
+        let pipe = waiting.and_then(|waiting| Some((self.fabrics.pipes().take()?, waiting)));
+        let read = if let Some((pipe, waiting)) = pipe {
             stream.prepare_moves();
             stream.read_moved(pipe, max, waiting)
         } else if let Some(buffer) = self.arena.for_read() {
