@@ -15,7 +15,7 @@ pub struct Node {
 }
 
 pub struct Meter {
-    /// By node.
+    /// By node; with their children, which nginx and PostgreSQL work in.
     pids: [Vec<u32>; 2],
     begun: Instant,
     nodes: [Node; 2],
@@ -70,13 +70,22 @@ impl Meter {
 fn nodes(pids: &[Vec<u32>; 2]) -> [Node; 2] {
     let mut nodes = [Node::default(); 2];
     for (node, pids) in nodes.iter_mut().zip(pids) {
-        for pid in pids {
+        // Asked each time: a server may start a child for each connection.
+        for pid in pids.iter().flat_map(|pid| with_children(*pid)) {
             add(node, &format!("/proc/{pid}/stat"));
         }
     }
     // The client programs were children of this process.
     add(&mut nodes[0], "/proc/self/stat");
     nodes
+}
+
+/// A process and those that it has started.
+pub fn with_children(pid: u32) -> Vec<u32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let children = text.split_whitespace().filter_map(|child| child.parse().ok());
+    std::iter::once(pid).chain(children).collect()
 }
 
 /// Adds fields 14 and 15 of a `stat`, and 16 and 17, those of its children that have ended.

@@ -1,6 +1,6 @@
 //! The ways between two pods, each with a lab and servers of its own, and what is measured on them.
 
-use super::cpu::{Meter, Usage};
+use super::cpu::{Meter, Usage, with_children};
 use super::jobs::{Job, What};
 use super::peer::Peer;
 use super::record::Figure;
@@ -146,10 +146,8 @@ impl Bed {
 
     /// What carries the bytes, by node.
     fn carriers(&self) -> [Vec<u32>; 2] {
-        let mut pids = [0, 1].map(|node: usize| {
-            let all = self.others[node].iter();
-            all.flat_map(|process| with_children(process.pid())).collect::<Vec<_>>()
-        });
+        let mut pids = [0, 1]
+            .map(|node: usize| self.others[node].iter().map(Process::pid).collect::<Vec<_>>());
         if self.kind.meshed() {
             for node in self.lab.nodes() {
                 let pid = node.with_process(|process| process.pid());
@@ -165,7 +163,7 @@ impl Bed {
     pub fn measure(&self, job: &Job, time: Duration) -> Result<Vec<Figure>> {
         let mut pids = self.carriers();
         let node = usize::from(self.lab.pod("server").node - 1);
-        pids[node].extend(self.servers.iter().flat_map(|server| with_children(server.pid())));
+        pids[node].extend(self.servers.iter().map(Process::pid));
         let meter = Meter::start(pids);
         let mut found = self.run(job, time)?;
         let usage = meter.stop();
@@ -247,7 +245,8 @@ impl Bed {
 
     /// What an idle connection costs in memory.
     fn idle(&self) -> Result<Vec<Raw>> {
-        let carriers = self.carriers().concat();
+        let carriers: Vec<u32> =
+            self.carriers().concat().into_iter().flat_map(with_children).collect();
         let rss = || carriers.iter().map(|pid| rss_bytes(*pid)).collect::<Vec<_>>();
         let (client, server) = (self.lab.pod("client"), self.lab.pod("server"));
         let any = SocketAddr::new([0, 0, 0, 0].into(), IDLE_PORT);
@@ -379,12 +378,4 @@ fn rss_bytes(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
     line.trim().split(' ').next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) << 10
-}
-
-/// nginx and PostgreSQL work in children of theirs.
-fn with_children(pid: u32) -> Vec<u32> {
-    let path = format!("/proc/{pid}/task/{pid}/children");
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    let children = text.split_whitespace().filter_map(|child| child.parse().ok());
-    std::iter::once(pid).chain(children).collect()
 }

@@ -305,10 +305,21 @@ fn gathered_pieces_arrive_without_an_end() {
     }
 }
 
+fn buffers_shrink() -> bool {
+    let possible = rdmesh_sys::sockopt::hold_receive_buffer(unbound(), true).is_ok();
+    if !possible {
+        eprintln!("NOT TESTED: this kernel cannot hold a receive buffer (Linux 5.15 can)");
+    }
+    possible
+}
+
 /// The receive buffer of small pieces one way shrinks, nothing gets lost by that, and an answer makes it
 /// grow again.
 #[test]
 fn a_buffer_of_small_pieces_shrinks_and_grows_again() {
+    if !buffers_shrink() {
+        return;
+    }
     let rmem_max = std::fs::read_to_string("/proc/sys/net/core/rmem_max").unwrap();
     let buffer = |bytes: usize| 2 * bytes.min(rmem_max.trim().parse().unwrap());
     let mut rig = Rig::new();
