@@ -459,6 +459,17 @@ mod tests {
         let pipe = Pipes::new(1).unwrap().take().unwrap();
         let Read::Bytes(moved) = stream.read_moved(pipe, MAX, BULK_BYTES_MIN) else { panic!() };
         assert_eq!((moved.len(), stream.readable), (BULK_BYTES_MIN, false));
+        // What is left raises no edge, nor does an end that was seen: both are to be read.
+        send(2 * BULK_BYTES_MIN);
+        for (hangup, waiting) in [(false, 2 * BULK_BYTES_MIN), (true, BULK_BYTES_MIN)] {
+            assert_eq!(stream.bulk_waits(MAX), Some(waiting));
+            (stream.readable, stream.hangup) = (true, hangup);
+            let pipe = Pipes::new(1).unwrap().take().unwrap();
+            let read = stream.read_moved(pipe, BULK_BYTES_MIN, waiting);
+            assert!(matches!(read, Read::Bytes(moved) if moved.len() == BULK_BYTES_MIN));
+            assert!(stream.readable);
+        }
+        stream.hangup = false;
 
         for _ in 0..BULK_READS {
             assert!(stream.brought_bulk());

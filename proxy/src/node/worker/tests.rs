@@ -305,19 +305,12 @@ fn gathered_pieces_arrive_without_an_end() {
     }
 }
 
-fn buffers_shrink() -> bool {
-    let possible = rdmesh_sys::sockopt::hold_receive_buffer(unbound(), true).is_ok();
-    if !possible {
-        eprintln!("NOT TESTED: this kernel cannot hold a receive buffer (Linux 5.15 can)");
-    }
-    possible
-}
-
 /// The receive buffer of small pieces one way shrinks, nothing gets lost by that, and an answer makes it
 /// grow again.
 #[test]
 fn a_buffer_of_small_pieces_shrinks_and_grows_again() {
-    if !buffers_shrink() {
+    let held = rdmesh_sys::sockopt::hold_receive_buffer(unbound(), true);
+    if !kernel_can(&held, "hold a receive buffer (Linux 5.15 can)") {
         return;
     }
     let rmem_max = std::fs::read_to_string("/proc/sys/net/core/rmem_max").unwrap();
@@ -420,13 +413,18 @@ fn a_socket_that_is_made_blocking_stops_nobody() {
     meddler.join().unwrap();
 }
 
+/// Says so where it cannot.
+fn kernel_can(set: &std::io::Result<()>, what: &str) -> bool {
+    if set.is_err() {
+        eprintln!("NOT TESTED: this kernel cannot {what}");
+    }
+    set.is_ok()
+}
+
 /// The sidecar of these tests never dials from the client's port, a spare socket always does.
 fn spares_are_possible() -> bool {
-    let possible = rdmesh_sys::sockopt::set_local_port_range(unbound(), 40_000, 40_000).is_ok();
-    if !possible {
-        eprintln!("NOT TESTED: this kernel cannot choose a port at connect (Linux 6.3 can)");
-    }
-    possible
+    let set = rdmesh_sys::sockopt::set_local_port_range(unbound(), 40_000, 40_000);
+    kernel_can(&set, "choose a port at connect (Linux 6.3 can)")
 }
 
 /// Tries until a spare socket was the one that was used.
