@@ -3,10 +3,10 @@
 
 use rdmesh_tests::sockets::{accept, accept_within, any_v4, assert_refused};
 use rdmesh_tests::{
-    Lab, PATIENCE, Plan, PodSockets, direct, eventually, lab_with, needs_mesh, two_pods,
+    Lab, PATIENCE, Plan, PodSockets, direct, eventually, lab_with, needs_mesh, pair, two_pods,
 };
 use std::io::{Read, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
@@ -189,4 +189,47 @@ fn the_client_gives_up_before_the_far_side_answers() {
         drop(server);
     }
     eventually(PATIENCE, "no stream is left", || active(1) == 0.0 && active(2) == 0.0);
+}
+
+/// Connections that the client's sidecar has offered, and those that its node proxy has put into
+/// the mesh.
+fn offered_and_meshed(lab: &Lab) -> (f64, f64) {
+    let sidecar = lab.sidecar_metrics(lab.pod("a")).expect("metrics of the sidecar");
+    let node = lab.node_metrics(1).expect("metrics of the node proxy");
+    let meshed = node.sum("rdmesh_handoff_total", &[("outcome", "mesh")]);
+    (sidecar.sum("rdmesh_handoff_total", &[]), meshed)
+}
+
+fn echo((near, far): &mut (TcpStream, TcpStream)) {
+    for up in [true, false] {
+        let (from, to) = if up { (&mut *near, &mut *far) } else { (&mut *far, &mut *near) };
+        from.write_all(b"word").expect("write");
+        let mut got = [0; 4];
+        to.read_exact(&mut got).expect("read");
+        assert_eq!(&got, b"word");
+    }
+}
+
+#[test]
+fn connections_need_no_word_with_the_sidecar_unless_there_are_many() {
+    if needs_mesh("connections_need_no_word_with_the_sidecar_unless_there_are_many") {
+        return;
+    }
+    let lab = two_pods();
+    let (a, b) = (lab.pod("a"), lab.pod("b"));
+    // The first ones find no lane.
+    eventually(PATIENCE, "the node proxy accepts by itself", || {
+        let (offered, meshed) = offered_and_meshed(&lab);
+        echo(&mut pair(a, b));
+        let now = offered_and_meshed(&lab);
+        now.0 == offered && now.1 > meshed
+    });
+    // What the node proxy accepts is charged to its own memory.
+    const BY_NODE_PROXY_MAX: f64 = 64.0;
+    let before = offered_and_meshed(&lab);
+    let mut pairs: Vec<_> = (0..100).map(|_| pair(a, b)).collect();
+    pairs.iter_mut().for_each(echo);
+    let now = offered_and_meshed(&lab);
+    assert_eq!(now.1 - before.1, 100.0, "all are in the mesh");
+    assert!(now.0 - before.0 >= 100.0 - BY_NODE_PROXY_MAX, "{before:?} {now:?}");
 }

@@ -4,7 +4,8 @@
 //! node proxy. Every message is one packet with a fixed little-endian layout and at most one file
 //! descriptor. A connection of a client belongs to the sidecar until it receives
 //! [`ToSidecar::Taken`]; a sidecar that loses the channel reads what has arrived before it decides
-//! who owns what.
+//! who owns what. A sidecar also lends its listening socket ([`ToNode::Listener`]): what the node
+//! proxy accepts there itself, and carries, costs no message at all.
 //!
 //! What it does not do: decide anything about a connection, keep a list of them, or wait. It is
 //! driven by whoever owns the event loop, on either side.
@@ -22,7 +23,8 @@ pub use channel::{Channel, QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX};
 pub use error::{HandoffError, WireError};
 pub use reason::{DialFailure, PassthroughReason, RejectReason};
 pub use socket::{
-    StreamSocket, accept, check_stream_socket, connect, connected_ends, listen, normalised,
+    StreamSocket, accept, accept_stream, check_listener, check_stream_socket, connect,
+    connected_ends, is_about_one_connection, listen, normalised, original_destination,
 };
 pub use wire::{
     EARLY_BYTES_MAX, Family, FdRule, Message, NODE_NAME_BYTES_MAX, ToNode, ToSidecar, VERSION,

@@ -3,6 +3,7 @@
 
 use super::error::HandoffError;
 use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
 use rustix::net::{
     self, AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, ipproto, sockopt,
 };
@@ -106,14 +107,65 @@ pub struct StreamSocket {
 /// # Errors
 /// [`HandoffError::NotAStream`] with what is wrong about it.
 pub fn check_stream_socket(fd: impl AsFd) -> Result<StreamSocket, HandoffError> {
+    check_tcp(&fd)?;
+    connected_ends(fd)
+}
+
+/// Checks that a descriptor from another process is a TCP socket that listens, and tells its port.
+///
+/// # Errors
+/// [`HandoffError::NotAStream`] with what is wrong about it.
+pub fn check_listener(fd: impl AsFd) -> Result<u16, HandoffError> {
+    check_tcp(&fd)?;
+    if !sockopt::socket_acceptconn(&fd)? {
+        return Err(HandoffError::NotAStream("does not listen"));
+    }
+    Ok(inet(net::getsockname(&fd)?)?.port())
+}
+
+fn check_tcp(fd: impl AsFd) -> Result<(), HandoffError> {
     let refuse = HandoffError::NotAStream;
     if sockopt::socket_type(&fd).map_err(|_| refuse("no socket"))? != SocketType::STREAM {
         return Err(refuse("no stream socket"));
     }
     match sockopt::socket_protocol(&fd)? {
-        Some(ipproto::TCP) => connected_ends(fd),
+        Some(ipproto::TCP) => Ok(()),
         _ => Err(refuse("protocol is not TCP")),
     }
+}
+
+/// Next connection at a TCP listener, non-blocking, and where it comes from.
+///
+/// # Errors
+/// What `accept4` says; see [`is_about_one_connection`].
+pub fn accept_stream(listener: impl AsFd) -> Result<(OwnedFd, SocketAddr), Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (socket, peer) = net::acceptfrom_with(listener, flags)?;
+    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+    // A client that has gone already has no address.
+    Ok((socket, normalised(peer.ok_or(Errno::CONNABORTED)?)))
+}
+
+/// `accept4` also tells network errors of the connection that it would have returned.
+#[must_use]
+pub fn is_about_one_connection(error: Errno) -> bool {
+    !matches!(
+        error,
+        Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::BADF | Errno::INVAL
+    )
+}
+
+/// Where a connection wanted to go before it was redirected, as connection tracking tells. `end`
+/// is either end of it.
+///
+/// # Errors
+/// When it was not redirected, or has ended.
+pub fn original_destination(socket: impl AsFd, end: SocketAddr) -> io::Result<SocketAddr> {
+    let destination = match end {
+        SocketAddr::V4(_) => SocketAddr::V4(sockopt::ip_original_dst(socket)?),
+        SocketAddr::V6(_) => SocketAddr::V6(sockopt::ipv6_original_dst(socket)?),
+    };
+    Ok(normalised(destination))
 }
 
 /// Both ends of a socket that is known to be TCP's.

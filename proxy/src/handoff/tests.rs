@@ -81,6 +81,7 @@ fn to_node() -> impl Strategy<Value = ToNode> {
         (id, any::<u8>())
             .prop_map(|(id, code)| ToNode::DialFailed { id, reason: DialFailure::from_code(code) }),
         (family(), any::<(u16, u16)>()).prop_map(|(family, ports)| ToNode::Spare { family, ports }),
+        Just(ToNode::Listener),
     ]
 }
 
@@ -110,6 +111,11 @@ fn to_sidecar() -> impl Strategy<Value = ToSidecar> {
         }),
         (family(), id).prop_map(|(family, count)| ToSidecar::Spares { family, count }),
         Just(ToSidecar::Drain),
+        Just(ToSidecar::Accept),
+        Just(ToSidecar::Accepted { reason: None }),
+        (1..=u8::MAX).prop_map(|code| ToSidecar::Accepted {
+            reason: Some(PassthroughReason::from_code(code))
+        }),
     ]
 }
 

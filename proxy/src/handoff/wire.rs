@@ -12,7 +12,7 @@ use super::reason::{DialFailure, PassthroughReason, RejectReason};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 /// Version of the protocol that this build speaks.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// Most bytes that come back with a connection that passes through after all.
 pub const EARLY_BYTES_MAX: usize = 64 << 10;
 pub const NODE_NAME_BYTES_MAX: usize = 253;
@@ -69,6 +69,10 @@ pub enum ToNode {
         family: Family,
         ports: (u16, u16),
     },
+    /// With the socket at which redirected connections arrive: the node proxy may accept there.
+    /// The sidecar does not until it is told to ([`ToSidecar::Accept`], [`ToSidecar::Drain`], or
+    /// the end of the channel).
+    Listener,
 }
 
 /// What a spare socket can be connected to.
@@ -123,6 +127,13 @@ pub enum ToSidecar {
         reason: PassthroughReason,
         early: Vec<u8>,
     },
+    /// With a connection that the node proxy accepted at the sidecar's port and has not read from.
+    /// With a reason it passes through, without one it is as if the sidecar had accepted it.
+    Accepted {
+        reason: Option<PassthroughReason>,
+    },
+    /// The node proxy does not accept at the sidecar's port (any more).
+    Accept,
     /// The sidecar resets the client.
     Deny {
         id: u32,
@@ -148,6 +159,7 @@ const OPEN: u8 = 2;
 const DIALED: u8 = 3;
 const DIAL_FAILED: u8 = 4;
 const SPARE: u8 = 5;
+const LISTENER: u8 = 6;
 const WELCOME: u8 = 65;
 const REJECTED: u8 = 66;
 const TAKEN: u8 = 67;
@@ -156,6 +168,11 @@ const DENY: u8 = 69;
 const DIAL: u8 = 70;
 const DRAIN: u8 = 71;
 const SPARES: u8 = 72;
+const ACCEPTED: u8 = 73;
+const ACCEPT: u8 = 74;
+
+/// In place of a reason. No reason has this code.
+const NO_REASON: u8 = 0;
 
 impl Message for ToNode {
     const BYTES_MAX: usize = HEADER_BYTES + 4 + 2 * ADDRESS_BYTES;
@@ -184,6 +201,7 @@ impl Message for ToNode {
                 header(out, SPARE, family.code(), VERSION);
                 put_u32(out, u32::from(*last) << 16 | u32::from(*first));
             }
+            Self::Listener => header(out, LISTENER, 0, VERSION),
         }
     }
 
@@ -191,7 +209,7 @@ impl Message for ToNode {
         let mut r = Reader::new(bytes)?;
         let message = match r.kind {
             HELLO => Self::Hello { version: r.version, worker: r.u32()? },
-            kind if r.version != VERSION && (OPEN..=SPARE).contains(&kind) => {
+            kind if r.version != VERSION && (OPEN..=LISTENER).contains(&kind) => {
                 return Err(WireError::Version { theirs: r.version });
             }
             OPEN => Self::Open { id: r.u32()?, orig_dst: r.address()?, src: r.address()? },
@@ -205,6 +223,7 @@ impl Message for ToNode {
                 let ports = (u16::from_le_bytes([f0, f1]), u16::from_le_bytes([l0, l1]));
                 Self::Spare { family, ports }
             }
+            LISTENER => Self::Listener,
             kind => return Err(WireError::Kind(kind)),
         };
         r.end(message)
@@ -214,14 +233,14 @@ impl Message for ToNode {
         match self {
             Self::Open { .. } | Self::Dialed { .. } => FdRule::Required,
             // It may be lost on the way, when no descriptor is left.
-            Self::Spare { .. } => FdRule::Optional,
+            Self::Spare { .. } | Self::Listener => FdRule::Optional,
             Self::Hello { .. } | Self::DialFailed { .. } => FdRule::Forbidden,
         }
     }
 
     fn id(&self) -> Option<u32> {
         match self {
-            Self::Hello { .. } | Self::Spare { .. } => None,
+            Self::Hello { .. } | Self::Spare { .. } | Self::Listener => None,
             Self::Open { id, .. } | Self::Dialed { id } | Self::DialFailed { id, .. } => Some(*id),
         }
     }
@@ -263,6 +282,11 @@ impl Message for ToSidecar {
                 put_u32(out, *count);
             }
             Self::Drain => header(out, DRAIN, 0, VERSION),
+            Self::Accepted { reason } => {
+                let code = reason.map_or(NO_REASON, PassthroughReason::code);
+                header(out, ACCEPTED, code, VERSION);
+            }
+            Self::Accept => header(out, ACCEPT, 0, VERSION),
         }
     }
 
@@ -273,7 +297,7 @@ impl Message for ToSidecar {
             REJECTED => {
                 Self::Rejected { version: r.version, reason: RejectReason::from_code(r.argument()) }
             }
-            kind if r.version != VERSION && (TAKEN..=SPARES).contains(&kind) => {
+            kind if r.version != VERSION && (TAKEN..=ACCEPT).contains(&kind) => {
                 return Err(WireError::Version { theirs: r.version });
             }
             TAKEN => Self::Taken { id: r.u32()? },
@@ -291,6 +315,12 @@ impl Message for ToSidecar {
             },
             SPARES => Self::Spares { family: Family::from_code(r.argument())?, count: r.u32()? },
             DRAIN => Self::Drain,
+            ACCEPTED => {
+                let code = r.argument();
+                let reason = (code != NO_REASON).then(|| PassthroughReason::from_code(code));
+                Self::Accepted { reason }
+            }
+            ACCEPT => Self::Accept,
             kind => return Err(WireError::Kind(kind)),
         };
         r.end(message)
@@ -300,16 +330,20 @@ impl Message for ToSidecar {
         match self {
             // Bytes that were read can only come back together with the socket.
             Self::Passthrough { early, .. } if !early.is_empty() => FdRule::Required,
-            Self::Passthrough { .. } => FdRule::Optional,
+            // It may be lost on the way, when no descriptor is left.
+            Self::Passthrough { .. } | Self::Accepted { .. } => FdRule::Optional,
             _ => FdRule::Forbidden,
         }
     }
 
     fn id(&self) -> Option<u32> {
         match self {
-            Self::Welcome { .. } | Self::Rejected { .. } | Self::Spares { .. } | Self::Drain => {
-                None
-            }
+            Self::Welcome { .. }
+            | Self::Rejected { .. }
+            | Self::Spares { .. }
+            | Self::Accepted { .. }
+            | Self::Accept
+            | Self::Drain => None,
             Self::Taken { id }
             | Self::Passthrough { id, .. }
             | Self::Deny { id }

@@ -58,6 +58,11 @@ const VERBS_COMPLETION_ERRORS: Family = counter(
     &["status"],
     "Queue pairs that failed, by the status of the completion that told.",
 );
+const MOVED_BYTES: Family = counter(
+    "rdmesh_stream_moved_bytes_total",
+    &["direction"],
+    "Payload from and to applications that was moved between sockets and not copied.",
+);
 const LINK_MESSAGES: Family = counter(
     "rdmesh_link_messages_total",
     &["direction", "fabric"],
@@ -77,7 +82,7 @@ const WINDOW_BUDGET: Family =
 const HANDOFF: Family = counter(
     "rdmesh_handoff_total",
     &["outcome"],
-    "Messages from sidecars, by what became of them.",
+    "Connections of pods and sockets to applications, by what became of them.",
 );
 const POLICY_DENIED: Family =
     counter("rdmesh_policy_denied_total", &["direction"], "Connections that a policy denied.");
@@ -88,10 +93,11 @@ const DIRECTORY_RELOADS: Family =
 const DIRECTORY_GENERATION: Family =
     gauge("rdmesh_directory_generation", &[], "Number of the directory snapshot in use.");
 
-const FAMILIES: [&Family; 18] = [
+const FAMILIES: [&Family; 19] = [
     &STREAMS_ACTIVE,
     &STREAMS,
     &STREAM_BYTES,
+    &MOVED_BYTES,
     &STREAM_OPEN,
     &PASSTHROUGH,
     &LANE_UP,
@@ -158,6 +164,13 @@ impl NodeCollector {
         }
         out.push(STREAM_BYTES.collect(bytes));
         out.push(LINK_MESSAGES.collect(messages));
+        out.push(
+            MOVED_BYTES.collect(
+                Direction::ALL
+                    .iter()
+                    .map(|d| Sample::new(&[d.as_str()], self.sum(|w| &w.moved_bytes[d.index()]))),
+            ),
+        );
         let resent = self.sum(|w| &w.messages_resent);
         out.push(MESSAGES_RESENT.collect([Sample::plain(resent)]));
     }

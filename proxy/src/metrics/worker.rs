@@ -54,6 +54,7 @@ pub struct WorkerMetrics {
     pub(super) streams_active: [[AtomicI64; FabricKind::COUNT]; Role::COUNT],
     pub(super) streams_ended: [[Counters<{ Outcome::COUNT }>; FabricKind::COUNT]; Role::COUNT],
     pub(super) stream_bytes: [Counters<{ FabricKind::COUNT }>; Direction::COUNT],
+    pub(super) moved_bytes: Counters<{ Direction::COUNT }>,
     pub(super) link_messages: [Counters<{ FabricKind::COUNT }>; Direction::COUNT],
     pub(super) passthrough: Counters<{ PassthroughReason::COUNT }>,
     pub(super) handoff: Counters<{ HandoffOutcome::COUNT }>,
@@ -78,6 +79,7 @@ impl WorkerMetrics {
             streams_active: std::array::from_fn(|_| std::array::from_fn(|_| AtomicI64::new(0))),
             streams_ended: std::array::from_fn(|_| std::array::from_fn(|_| counters())),
             stream_bytes: std::array::from_fn(|_| counters()),
+            moved_bytes: counters(),
             link_messages: std::array::from_fn(|_| counters()),
             passthrough: counters(),
             handoff: counters(),
@@ -117,6 +119,11 @@ impl WorkerMetrics {
     /// Payload of streams, without any header.
     pub fn bytes(&self, direction: Direction, fabric: FabricKind, n: u64) {
         self.stream_bytes[direction.index()][fabric.index()].fetch_add(n, Relaxed);
+    }
+
+    /// Those of them that were not copied between the application's socket and the link.
+    pub fn moved(&self, direction: Direction, n: u64) {
+        self.moved_bytes[direction.index()].fetch_add(n, Relaxed);
     }
 
     pub fn messages(&self, direction: Direction, fabric: FabricKind, n: u64) {

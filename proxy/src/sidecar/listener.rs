@@ -1,16 +1,18 @@
 //! The port that capture redirects to, and where a redirected connection wanted to go.
 
 use super::error::SidecarError;
-use crate::handoff::{StreamSocket, normalised};
+use crate::handoff::{self, StreamSocket};
 use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::io::Errno;
-use rustix::net::{SocketFlags, acceptfrom_with, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
 
 const BACKLOG: i32 = 4096;
+/// A node proxy lets go of what the sidecar before this one has lent as soon as it sees its end.
+const PORT_IS_FREE_WITHIN: Duration = Duration::from_secs(1);
 
 /// Tells where a redirected connection wanted to go.
 pub(super) type Lookup = Box<dyn Fn(BorrowedFd<'_>, &StreamSocket) -> io::Result<SocketAddr>>;
@@ -20,29 +22,36 @@ pub(super) fn original_destination(
     socket: BorrowedFd<'_>,
     ends: &StreamSocket,
 ) -> io::Result<SocketAddr> {
-    let destination = match ends.local {
-        SocketAddr::V4(_) => SocketAddr::V4(sockopt::ip_original_dst(socket)?),
-        SocketAddr::V6(_) => SocketAddr::V6(sockopt::ipv6_original_dst(socket)?),
-    };
-    Ok(normalised(destination))
+    handoff::original_destination(socket, ends.local)
 }
 
 /// Listens on all addresses of both families, or of IPv4 where IPv6 is switched off.
-pub(super) fn listen(port: u16) -> Result<AsyncFd<OwnedFd>, SidecarError> {
+pub(super) fn listen(port: u16) -> Result<OwnedFd, SidecarError> {
     let both = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     let address = match listen_at(both) {
-        Ok(socket) => return watch(socket),
+        Ok(socket) => return Ok(socket.into()),
         Err(error) if no_ipv6(&error) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
         Err(error) => return Err(explain(both, error)),
     };
-    watch(listen_at(address).map_err(|error| explain(address, error))?)
-}
-
-fn watch(socket: Socket) -> Result<AsyncFd<OwnedFd>, SidecarError> {
-    rdmesh_sys::readiness::watch(socket.into()).map_err(SidecarError::Socket)
+    Ok(listen_at(address).map_err(|error| explain(address, error))?.into())
 }
 
 fn listen_at(address: SocketAddr) -> io::Result<Socket> {
+    let started = Instant::now();
+    loop {
+        match listen_now(address) {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse
+                    && started.elapsed() < PORT_IS_FREE_WITHIN =>
+            {
+                std::thread::sleep(PORT_IS_FREE_WITHIN / 20);
+            }
+            listening => return listening,
+        }
+    }
+}
+
+fn listen_now(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
@@ -71,27 +80,27 @@ fn explain(address: SocketAddr, source: io::Error) -> SidecarError {
     }
 }
 
-/// Next connection.
+/// Next connection; waits for it.
 pub(super) async fn accept(listener: &AsyncFd<OwnedFd>) -> io::Result<OwnedFd> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     loop {
         let mut guard = listener.readable().await?;
-        match guard.try_io(|listener| Ok(acceptfrom_with(listener.get_ref(), flags)?)) {
-            Ok(Ok((socket, _))) => return Ok(socket),
-            Ok(Err(error)) if is_about_one_connection(&error) => {}
-            Ok(Err(error)) => return Err(error),
-            Err(_would_block) => {}
+        match accept_now(listener.get_ref())? {
+            Some(socket) => return Ok(socket),
+            None => guard.clear_ready(),
         }
     }
 }
 
-/// `accept4` also tells network errors of the connection that it would have returned.
-fn is_about_one_connection(error: &io::Error) -> bool {
-    let Some(errno) = Errno::from_io_error(error) else { return false };
-    !matches!(
-        errno,
-        Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::BADF | Errno::INVAL
-    )
+/// Next connection, if one waits.
+pub(super) fn accept_now(listener: &OwnedFd) -> io::Result<Option<OwnedFd>> {
+    loop {
+        match handoff::accept_stream(listener) {
+            Ok((socket, _)) => return Ok(Some(socket)),
+            Err(Errno::AGAIN) => return Ok(None),
+            Err(error) if handoff::is_about_one_connection(error) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -103,15 +112,14 @@ mod tests {
     #[tokio::test]
     async fn both_families_arrive_and_nodelay_is_inherited() {
         let listener = listen(0).unwrap();
-        let port = SocketAddr::try_from(rustix::net::getsockname(listener.get_ref()).unwrap())
-            .unwrap()
-            .port();
+        let port = handoff::check_listener(&listener).unwrap();
+        let listener = rdmesh_sys::readiness::watch(listener).unwrap();
         for host in ["127.0.0.1", "::1"] {
             let client = tokio::net::TcpStream::connect((host, port)).await.unwrap();
             let accepted = accept(&listener).await.unwrap();
             let ends = check_stream_socket(&accepted).unwrap();
             assert_eq!(ends.peer, client.local_addr().unwrap());
-            assert!(sockopt::tcp_nodelay(&accepted).unwrap());
+            assert!(rustix::net::sockopt::tcp_nodelay(&accepted).unwrap());
             // Not redirected: there is nothing to find out, or nothing else than where it arrived.
             let original = original_destination(accepted.as_fd(), &ends);
             assert!(original.map_or(true, |original| original == ends.local));

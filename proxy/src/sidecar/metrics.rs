@@ -64,7 +64,7 @@ impl SidecarMetrics {
             )?,
             handoff: counter(
                 "rdmesh_handoff_total",
-                "Redirected connections, by what became of them.",
+                "Redirected connections that the node proxy did not accept itself, by what became of them.",
                 "outcome",
             )?,
             dials: counter(

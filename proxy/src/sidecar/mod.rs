@@ -25,18 +25,19 @@ mod tests;
 pub use error::SidecarError;
 pub use metrics::{Handoff, SidecarMetrics};
 
-use crate::handoff::{StreamSocket, connected_ends};
+use crate::handoff::{PassthroughReason, StreamSocket, connected_ends};
+use backoff::Backoff;
 use listener::Lookup;
 use relay::{Buffers, reset};
 use rustix::fd::{AsFd, OwnedFd};
 use std::cell::Cell;
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
@@ -48,6 +49,13 @@ const DIALS_MAX: usize = 1024;
 const DIALS_WAITING_MAX: usize = 16_384;
 /// How long to wait when no descriptor is left for the next connection.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
+/// When the sidecar looks for connections that the node proxy, which accepts them, has left.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+/// When a node proxy that stopped accepting, or did not want to, is asked again.
+const LEND_AGAIN_MIN: Duration = Duration::from_secs(1);
+const LEND_AGAIN_MAX: Duration = Duration::from_secs(300);
+/// So long a time of accepting was no vain attempt.
+const LENT_FOR_LONG: Duration = Duration::from_secs(10);
 
 /// Marks of the sidecar's own sockets; see `capture`. 0 means no mark, for a network namespace
 /// without capture; without a delivery mark the client's address must be a local one.
@@ -131,15 +139,19 @@ struct Shared {
 }
 
 impl Shared {
-    async fn slot(&self) -> Slot {
+    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
         // The semaphore is never closed.
-        Slot::new(&self.load, Arc::clone(&self.connections).acquire_owned().await.ok())
+        Arc::clone(&self.connections).acquire_owned().await.ok()
+    }
+
+    async fn slot(&self) -> Slot {
+        Slot::new(&self.load, self.permit().await)
     }
 }
 
 /// A sidecar that listens; nothing is served before [`Sidecar::run`].
 pub struct Sidecar {
-    listener: AsyncFd<OwnedFd>,
+    listener: OwnedFd,
     shared: Rc<Shared>,
 }
 
@@ -205,28 +217,104 @@ async fn drain(shared: &Shared) {
     }
 }
 
-async fn accept_all(listener: AsyncFd<OwnedFd>, shared: Rc<Shared>) {
-    let mut exhausted = false;
+/// Accepts, or has the node proxy accept: it then needs no word with the sidecar for a connection.
+async fn accept_all(listener: OwnedFd, shared: Rc<Shared>) {
+    let mut backoff = Backoff::new(LEND_AGAIN_MIN, LEND_AGAIN_MAX);
+    loop {
+        if shared.uplink.lend(&listener) {
+            let since = Instant::now();
+            sweep(&listener, &shared).await;
+            if since.elapsed() > LENT_FOR_LONG {
+                backoff.reset();
+            }
+        }
+        accept_own(&listener, &shared, backoff.step()).await;
+    }
+}
+
+/// Until the node proxy might.
+async fn accept_own(listener: &OwnedFd, shared: &Rc<Shared>, time_max: Duration) {
+    let accepting = async {
+        let mut exhausted = false;
+        loop {
+            if let Err(error) = accept_some(listener, shared, &mut exhausted).await
+                && !std::mem::replace(&mut exhausted, true)
+            {
+                tracing::error!(%error, "cannot accept connections; they wait");
+            }
+            sleep(EXHAUSTED_PAUSE).await;
+        }
+    };
+    tokio::select! {
+        () = accepting => {}
+        () = shared.uplink.changed() => {}
+        () = sleep(time_max) => {}
+    }
+}
+
+/// Until that fails. Only then is the listener watched: each connection wakes who watches it.
+async fn accept_some(
+    listener: &OwnedFd,
+    shared: &Rc<Shared>,
+    exhausted: &mut bool,
+) -> io::Result<()> {
+    let watched = rdmesh_sys::readiness::watch(listener.try_clone()?)?;
     loop {
         // At the limit new connections wait in the backlog.
-        let permit = Arc::clone(&shared.connections).acquire_owned().await.ok();
-        match listener::accept(&listener).await {
-            Ok(socket) => {
-                exhausted = false;
-                admit(&shared, socket, permit);
-            }
-            Err(error) => {
-                if !exhausted {
-                    tracing::error!(%error, "cannot accept connections; they wait");
+        let permit = shared.permit().await;
+        let socket = listener::accept(&watched).await?;
+        *exhausted = false;
+        admit(shared, socket, permit, None);
+    }
+}
+
+/// The node proxy accepts. What it leaves, because it hangs, is accepted here.
+async fn sweep(listener: &OwnedFd, shared: &Rc<Shared>) {
+    while shared.uplink.listens() {
+        tokio::select! {
+            () = shared.uplink.changed() => {}
+            () = arrived_a_while_ago(listener) => {
+                // What was offered after an earlier look has no answer.
+                if shared.uplink.silent_for(SWEEP_INTERVAL) {
+                    return;
                 }
-                exhausted = true;
-                sleep(EXHAUSTED_PAUSE).await;
+                while let Ok(permit) = Arc::clone(&shared.connections).try_acquire_owned()
+                    && let Ok(Some(socket)) = listener::accept_now(listener)
+                {
+                    admit(shared, socket, Some(permit), None);
+                }
             }
         }
     }
 }
 
-fn admit(shared: &Rc<Shared>, socket: OwnedFd, permit: Option<OwnedSemaphorePermit>) {
+/// After a connection has arrived, and a node proxy that is well has accepted it.
+async fn arrived_a_while_ago(listener: &OwnedFd) {
+    let watched = listener.try_clone().and_then(rdmesh_sys::readiness::watch);
+    if let Ok(watched) = &watched {
+        let _ = watched.readable().await;
+    }
+    // Not watched any more: each connection would wake the sidecar.
+    drop(watched);
+    sleep(SWEEP_INTERVAL).await;
+}
+
+/// A connection that the node proxy accepted and does not carry.
+fn accepted(shared: &Rc<Shared>, socket: OwnedFd, reason: Option<PassthroughReason>) {
+    let shared = Rc::clone(shared);
+    tokio::task::spawn_local(async move {
+        let permit = shared.permit().await;
+        admit(&shared, socket, permit, reason);
+    });
+}
+
+/// With a reason it passes through, without one the node proxy is asked.
+fn admit(
+    shared: &Rc<Shared>,
+    socket: OwnedFd,
+    permit: Option<OwnedSemaphorePermit>,
+    reason: Option<PassthroughReason>,
+) {
     // A client that has gone already has no address.
     let Ok(ends) = connected_ends(&socket) else { return };
     let Some(orig_dst) = redirected_from(shared, &socket, &ends) else {
@@ -235,7 +323,12 @@ fn admit(shared: &Rc<Shared>, socket: OwnedFd, permit: Option<OwnedSemaphorePerm
         return reset(socket);
     };
     let client = Client::new(socket, orig_dst, ends.peer, Slot::new(&shared.load, permit));
-    if let Err((client, reason)) = shared.uplink.offer(client, shared.options.connect_timeout) {
+    if let Some(reason) = reason {
+        shared.metrics.handoff(Handoff::Passthrough);
+        passthrough::spawn(shared, client, reason);
+    } else if let Err((client, reason)) =
+        shared.uplink.offer(client, shared.options.connect_timeout)
+    {
         passthrough::spawn(shared, client, reason);
     }
 }

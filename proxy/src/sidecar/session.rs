@@ -31,6 +31,8 @@ pub(super) struct Session {
     clients: RefCell<BTreeMap<u32, Client>>,
     next_id: Cell<u32>,
     draining: Cell<bool>,
+    /// The node proxy has the listening socket.
+    listens: Cell<bool>,
     warned: Cell<bool>,
     /// When the node proxy last said something.
     heard: Cell<Instant>,
@@ -48,6 +50,7 @@ impl Session {
             clients: RefCell::default(),
             next_id: Cell::new(0),
             draining: Cell::new(false),
+            listens: Cell::new(false),
             warned: Cell::new(false),
             failed: RefCell::default(),
             wake: Notify::new(),
@@ -82,6 +85,14 @@ impl Session {
         }
     }
 
+    /// How long the node proxy has said nothing while clients waited.
+    pub fn silence(&self) -> Duration {
+        let clients = self.clients.borrow();
+        // Ids grow, so the first is the oldest.
+        let waited = clients.first_key_value().map_or(Duration::ZERO, |(_, c)| c.since.elapsed());
+        waited.min(self.heard.get().elapsed())
+    }
+
     /// Offers a client to the node proxy. Given back with the reason when that cannot be.
     pub fn offer(
         &self,
@@ -91,13 +102,11 @@ impl Session {
         if self.draining.get() {
             return Err((client, PassthroughReason::Draining));
         }
-        let mut clients = self.clients.borrow_mut();
-        // Silent for so long while clients wait: it hangs, and no more shall hang with it. Ids
-        // grow, so the first is the oldest.
-        let waited = clients.first_key_value().map_or(Duration::ZERO, |(_, c)| c.since.elapsed());
-        if waited.min(self.heard.get().elapsed()) > silence_max {
+        // It hangs, and no more shall hang with it.
+        if self.silence() > silence_max {
             return Err((client, PassthroughReason::NodeBusy));
         }
+        let mut clients = self.clients.borrow_mut();
         let mut id = self.next_id.get();
         while clients.contains_key(&id) {
             id = id.wrapping_add(1);
@@ -112,6 +121,22 @@ impl Session {
             Err(HandoffError::Full) => Err((client, PassthroughReason::NodeBusy)),
             Err(_) => Err((client, PassthroughReason::NodeLost)),
         }
+    }
+
+    /// Lends the listening socket, unless the node proxy is known not to want it.
+    pub fn lend(&self, listener: &OwnedFd) -> bool {
+        let lent = !self.draining.get() && self.send(&ToNode::Listener, Some(listener)).is_ok();
+        self.listens.set(lent);
+        lent
+    }
+
+    pub fn listens(&self) -> bool {
+        self.listens.get()
+    }
+
+    fn accept_here(&self, shared: &Shared) {
+        self.listens.set(false);
+        shared.uplink.accept_changed();
     }
 
     /// Serves the channel until it ends, then sees to the clients that are left.
@@ -197,9 +222,16 @@ impl Session {
                 self.dial(shared, id, (src, dst), time_max);
             }
             ToSidecar::Spares { family, count } => self.send_spares(shared, family, count),
+            ToSidecar::Accepted { reason } => match fd {
+                Some(socket) => super::accepted(shared, socket, reason),
+                // No descriptor was left for it here.
+                None => shared.metrics.handoff(Handoff::Lost),
+            },
+            ToSidecar::Accept => self.accept_here(shared),
             ToSidecar::Drain => {
                 tracing::info!("the node proxy is going away: new connections pass through");
                 self.draining.set(true);
+                self.accept_here(shared);
             }
             ToSidecar::Welcome { .. } | ToSidecar::Rejected { .. } => {
                 return Err(io::Error::other("greeting out of turn").into());

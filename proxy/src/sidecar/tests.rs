@@ -7,6 +7,7 @@ use crate::handoff::{
 };
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
+use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
@@ -59,8 +60,7 @@ impl Lab {
             may_deliver: Box::new(|src, _| src.port() != 9),
         };
         let sidecar = Sidecar::bind_in(options, metrics.clone(), pod).unwrap();
-        let bound = rustix::net::getsockname(sidecar.listener.get_ref()).unwrap();
-        let port = SocketAddr::try_from(bound).unwrap().port();
+        let port = handoff::check_listener(&sidecar.listener).unwrap();
         let (stop, stopped) = oneshot::channel();
         let shared = Rc::clone(&sidecar.shared);
         let running = tokio::task::spawn_local(sidecar.run(async {
@@ -135,7 +135,17 @@ struct ChannelEnd {
 }
 
 impl ChannelEnd {
+    /// Whatever comes next but the listener: this node proxy has the sidecar accept.
     async fn try_recv(&mut self) -> Result<(ToNode, Option<OwnedFd>), HandoffError> {
+        loop {
+            match self.next().await? {
+                (ToNode::Listener, _) => self.send(&ToSidecar::Accept),
+                received => return Ok(received),
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Result<(ToNode, Option<OwnedFd>), HandoffError> {
         loop {
             let mut guard = self.ready.readable().await?;
             match self.channel.recv()? {
@@ -143,6 +153,18 @@ impl ChannelEnd {
                 None => guard.clear_ready(),
             }
         }
+    }
+
+    /// The sidecar's listener, which it lends now.
+    async fn listener(&mut self) -> OwnedFd {
+        match self.next().await.unwrap() {
+            (ToNode::Listener, Some(listener)) => listener,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn give(&mut self, socket: &OwnedFd, reason: Option<PassthroughReason>) {
+        self.channel.send(&ToSidecar::Accepted { reason }, Some(socket.as_fd())).unwrap();
     }
 
     async fn recv(&mut self) -> (ToNode, Option<OwnedFd>) {
@@ -356,6 +378,72 @@ fn connections_are_spread_over_the_workers() {
         for channel in channels.iter_mut().flatten() {
             channel.open().await;
         }
+    });
+}
+
+#[test]
+fn node_proxy_accepts_at_the_lent_listener() {
+    on_runtime(async {
+        let lab = Lab::start(|_| ());
+        let node = lab.node();
+        let (_, mut channel) = node.greet(1).await;
+        let listener = channel.listener().await;
+        let server = lab.server().await;
+        let accept = || handoff::accept_stream(&listener).unwrap().0;
+
+        // Given away, it is the sidecar's.
+        let _judged = lab.client().await;
+        channel.give(&accept(), None);
+        let (_, orig_dst, _, _) = channel.open().await;
+        assert_eq!(orig_dst, server.local_addr().unwrap());
+        let mut client = lab.client().await;
+        channel.give(&accept(), Some(PassthroughReason::NotInMesh));
+        let mut served = server.accept().await.unwrap().0;
+        served.write_all(b"passed").await.unwrap();
+        drop(served);
+        assert_eq!(read_all(&mut client).await, b"passed");
+        assert_eq!(lab.count("passthrough", "outside_mesh"), 1);
+
+        // Given back, the sidecar accepts until it lends again.
+        channel.send(&ToSidecar::Accept);
+        let _offered = lab.client().await;
+        channel.open().await;
+        let _again = channel.listener().await;
+
+        // Without a node proxy it accepts as well.
+        drop((channel, node));
+        let _passed = lab.client().await;
+        server.accept().await.unwrap();
+    });
+}
+
+#[test]
+fn what_a_node_proxy_that_hangs_does_not_accept_is_accepted() {
+    on_runtime(async {
+        let lab = Lab::start(|_| ());
+        let node = lab.node();
+        let (_, mut channel) = node.greet(1).await;
+        let _listener = channel.listener().await;
+        // The first is looked at later, and has no answer; then no other waits for that.
+        for _ in 0..3 {
+            let _client = lab.client().await;
+            channel.open().await;
+        }
+    });
+}
+
+#[test]
+fn listener_stays_with_the_sidecar_of_several_workers() {
+    on_runtime(async {
+        let lab = Lab::start(|_| ());
+        let node = lab.node();
+        let (_, mut channel) = node.greet(2).await;
+        // The sidecar has read the welcome once it answers.
+        let nine = SocketAddr::from(([127, 0, 0, 1], 9));
+        channel.send(&ToSidecar::Dial { id: 0, src: nine, dst: nine, timeout_ms: 1 });
+        assert!(matches!(channel.next().await.unwrap(), (ToNode::DialFailed { .. }, None)));
+        let _client = lab.client().await;
+        assert!(matches!(channel.next().await.unwrap(), (ToNode::Open { .. }, Some(_))));
     });
 }
 

@@ -8,6 +8,7 @@ use super::{Client, Shared};
 use crate::handoff::{
     self, Channel, HandoffError, PassthroughReason, RejectReason, ToNode, ToSidecar, VERSION,
 };
+use rustix::fd::OwnedFd;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
@@ -27,6 +28,8 @@ pub(super) struct Uplink {
     /// How many workers the node proxy said to have.
     workers: Cell<u32>,
     appeared: Notify,
+    /// Who accepts may be another now. Only one waits for it.
+    changed: Notify,
 }
 
 impl Uplink {
@@ -52,6 +55,36 @@ impl Uplink {
         Err(declined)
     }
 
+    /// Lends the listening socket to the node proxy; false when the sidecar has to accept.
+    ///
+    /// A node proxy of several workers is offered each connection in place of that: the workers
+    /// take turns, so that a few long connections are spread evenly.
+    pub fn lend(&self, listener: &OwnedFd) -> bool {
+        self.workers.get() == 1 && self.first().is_some_and(|session| session.lend(listener))
+    }
+
+    /// Whether the node proxy accepts.
+    pub fn listens(&self) -> bool {
+        self.first().is_some_and(|session| session.listens())
+    }
+
+    /// Whether clients have waited so long for a word of it.
+    pub fn silent_for(&self, time: Duration) -> bool {
+        self.first().is_some_and(|session| session.silence() >= time)
+    }
+
+    fn first(&self) -> Option<Rc<Session>> {
+        self.sessions.borrow().first().cloned().flatten()
+    }
+
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    pub fn accept_changed(&self) {
+        self.changed.notify_one();
+    }
+
     fn put(&self, worker: u32, session: Option<Rc<Session>>) {
         let mut sessions = self.sessions.borrow_mut();
         let at = worker as usize;
@@ -63,6 +96,7 @@ impl Uplink {
         }
         let used = sessions.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
         sessions.truncate(used);
+        self.accept_changed();
     }
 }
 

@@ -43,6 +43,15 @@ pub fn hold_receive_buffer(fd: impl AsFd, on: bool) -> io::Result<()> {
     set_option(fd, libc::SOL_SOCKET, libc::SO_BUF_LOCK, if on { SOCK_RCVBUF_LOCK } else { 0 })
 }
 
+/// Keeps both buffers as large as they are.
+///
+/// # Errors
+/// `ENOPROTOOPT` where the kernel does not know it.
+pub fn hold_buffers(fd: impl AsFd) -> io::Result<()> {
+    const BOTH_LOCKS: u32 = 3;
+    set_option(fd, libc::SOL_SOCKET, libc::SO_BUF_LOCK, BOTH_LOCKS)
+}
+
 fn set_option(
     fd: impl AsFd,
     level: libc::c_int,

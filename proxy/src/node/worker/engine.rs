@@ -26,6 +26,8 @@ pub(super) enum Token {
     /// Of a link, apart from its messages.
     Alarm(Key),
     Pod(Key),
+    /// A pod's sidecar's listener.
+    Listener(Key),
     /// A connection that may become a lane's next link.
     Negotiation(Key),
 }
@@ -39,6 +41,7 @@ impl Token {
             Self::Pod(key) => (3, key),
             Self::Negotiation(key) => (4, key),
             Self::Alarm(key) => (5, key),
+            Self::Listener(key) => (6, key),
         };
         (kind << 56) | (u64::from(key.generation & GENERATION_MASK) << 32) | u64::from(key.index)
     }
@@ -54,6 +57,7 @@ impl Token {
             3 => Self::Pod(key),
             4 => Self::Negotiation(key),
             5 => Self::Alarm(key),
+            6 => Self::Listener(key),
             _ => Self::Mailbox,
         }
     }
@@ -90,6 +94,12 @@ impl Engine {
     pub(super) fn add(&self, descriptor: impl AsFd, token: Token) -> io::Result<()> {
         let data = epoll::EventData::new_u64(token.encode());
         Ok(epoll::add(&*self.epoll, descriptor, data, ALL)?)
+    }
+
+    /// Connections that wait are an event in every turn, until they are accepted.
+    pub(super) fn add_listener(&self, descriptor: impl AsFd, token: Token) -> io::Result<()> {
+        let data = epoll::EventData::new_u64(token.encode());
+        Ok(epoll::add(&*self.epoll, descriptor, data, epoll::EventFlags::IN)?)
     }
 
     /// Whether bytes that come are an event. An end always is.
@@ -167,7 +177,14 @@ mod tests {
     #[test]
     fn tokens_survive_the_kernel() {
         let key = Key { index: u32::MAX, generation: GENERATION_MASK };
-        let keyed = [Token::Stream, Token::Link, Token::Alarm, Token::Pod, Token::Negotiation];
+        let keyed = [
+            Token::Stream,
+            Token::Link,
+            Token::Alarm,
+            Token::Pod,
+            Token::Listener,
+            Token::Negotiation,
+        ];
         for token in keyed.map(|token| token(key)).into_iter().chain([Token::Mailbox]) {
             assert_eq!(Token::decode(token.encode()), token);
         }

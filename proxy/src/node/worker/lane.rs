@@ -24,10 +24,12 @@ pub(super) enum Carrier {
     Twin(Key),
 }
 
-/// An open that waits for its lane; its sidecar still holds the socket.
+/// A connection that is about to become a stream.
 pub(super) struct Waiting {
     pub pod: Key,
-    pub handoff_id: u32,
+    /// What its sidecar, which still holds the socket too, calls it; `None` when the worker has
+    /// accepted it.
+    pub handoff_id: Option<u32>,
     pub socket: std::os::fd::OwnedFd,
     pub src: SocketAddr,
     pub dst: SocketAddr,

@@ -5,6 +5,7 @@
 //! [`engine::Engine::wait`].
 //! What it does not do: dial or accept peers, read files, look at the clock more than once a turn.
 
+mod accept;
 mod deliver;
 mod engine;
 mod flow;
@@ -85,6 +86,8 @@ struct Worker {
     budget: Rc<Budget>,
     lane_config: LaneConfig,
     streams: Slots<Stream>,
+    /// Those of them whose socket was accepted here.
+    accepted: u32,
     lanes: Slots<LaneSlot>,
     pods: Slots<PodSlot>,
     lane_keys: HashMap<(NodeName, u16), Key>,
@@ -178,6 +181,7 @@ impl Worker {
             budget: Rc::new(Budget::new(budget_bytes)),
             lane_config,
             streams: Slots::new(),
+            accepted: 0,
             lanes: Slots::new(),
             pods: Slots::new(),
             lane_keys: HashMap::new(),
@@ -254,6 +258,7 @@ impl Worker {
             Token::Link(key) => self.link_event(key, event),
             Token::Alarm(key) => self.link_alarmed(key),
             Token::Pod(key) => self.pod_event(key, event),
+            Token::Listener(key) => self.accept_streams(key),
             Token::Negotiation(key) => self.negotiate(key),
         }
     }
@@ -352,6 +357,7 @@ impl Worker {
         self.stop_at = Some(until);
         let pods: Vec<Key> = self.pods.iter().map(|(key, _)| key).collect();
         for key in pods {
+            self.forget_listener(key);
             self.tell_drain(key);
         }
         let lanes: Vec<Key> = self.lanes.iter().map(|(key, _)| key).collect();

@@ -1,12 +1,13 @@
 //! The worker's side of handoff: sidecars come, go, and hand connections over.
 
 use super::Worker;
+use super::accept::Listener;
 use super::engine::{Event, Token};
 use super::lane::{Carrier, WAITING_MAX, Waiting};
 use super::slots::Key;
 use super::spares::Spares;
 use super::stream::Blocked;
-use crate::directory::{Decision, Pod};
+use crate::directory::{Decision, Pod, Snapshot};
 use crate::handoff::{self, Channel, HandoffError, ToNode, ToSidecar, check_stream_socket};
 use crate::metrics::{FabricKind, HandoffOutcome, Outcome, PassthroughReason, PolicyDirection};
 use crate::mux::RefuseReason;
@@ -36,7 +37,10 @@ pub(super) struct PodSlot {
     pod: Arc<Pod>,
     /// `None` while the sidecar is away; its streams live on.
     channel: Option<Channel>,
+    pub listener: Option<Listener>,
     pub streams: u32,
+    /// Those of them whose socket was accepted here.
+    pub accepted: u32,
     pub dials: HashMap<u32, Dial>,
     pub spares: Spares,
     /// Its lies are logged once.
@@ -51,6 +55,11 @@ pub(super) struct PodSlot {
 impl PodSlot {
     pub(super) fn uid(&self) -> &str {
         &self.pod.uid
+    }
+
+    /// It may have got another address since its sidecar arrived.
+    pub(super) fn pod(&self, snapshot: &Snapshot) -> Arc<Pod> {
+        Arc::clone(snapshot.local_pod_by_uid(&self.pod.uid).unwrap_or(&self.pod))
     }
 
     /// Whether payload may be moved from and to its sockets.
@@ -73,7 +82,9 @@ impl Worker {
                 let slot = PodSlot {
                     pod: Arc::clone(&pod),
                     channel: None,
+                    listener: None,
                     streams: 0,
+                    accepted: 0,
                     dials: HashMap::new(),
                     spares: Spares::default(),
                     warned: false,
@@ -105,6 +116,7 @@ impl Worker {
 
     /// Closes the channel, if there is one; what was being opened over it is refused.
     fn disconnect(&mut self, key: Key) {
+        self.forget_listener(key);
         let Some(slot) = self.pods.get_mut(key) else { return };
         let Some(channel) = slot.channel.take() else { return };
         self.engine.remove(&channel);
@@ -191,6 +203,7 @@ impl Worker {
             (ToNode::Spare { family, ports }, socket) => {
                 self.spare_arrived(key, family, ports, socket);
             }
+            (ToNode::Listener, socket) => self.listener_arrived(key, socket),
             // A second HELLO, or a descriptor where none belongs (which the channel refuses).
             _ => self.channel_failed(key, &HandoffError::UnexpectedFd),
         }
@@ -210,8 +223,7 @@ impl Worker {
     fn handed_over(&mut self, key: Key, id: u32, orig_dst: SocketAddr, socket: OwnedFd) {
         let Some(slot) = self.pods.get(key) else { return };
         let snapshot = self.directory.load();
-        // A pod may have got another address since its sidecar arrived.
-        let pod = Arc::clone(snapshot.local_pod_by_uid(&slot.pod.uid).unwrap_or(&slot.pod));
+        let pod = slot.pod(&snapshot);
         let src = match check_stream_socket(&socket) {
             Ok(ends) if pod.has_address(ends.peer.ip()) => ends.peer,
             Ok(ends) => {
@@ -229,10 +241,7 @@ impl Worker {
                 return;
             }
         };
-        let limits = &self.config.limits;
-        let workers = self.config.workers.max(1);
-        let full = slot.streams >= limits.streams_per_pod_max / workers
-            || self.streams.len() >= (limits.streams_max / workers) as usize;
+        let full = self.full(slot);
         if self.stop_at.is_some() || full {
             let reason = if full { PassthroughReason::Limits } else { PassthroughReason::Draining };
             self.pass_through(key, id, reason);
@@ -242,8 +251,15 @@ impl Worker {
         let decision = snapshot.resolve(&pod, orig_dst);
         drop(snapshot);
         let verbs_only = matches!(&decision, Decision::Mesh { fabric: Fabric::Verbs, .. });
-        let waiting =
-            |dst| Waiting { pod: key, handoff_id: id, socket, src, dst, verbs_only, deadline };
+        let waiting = |dst| Waiting {
+            pod: key,
+            handoff_id: Some(id),
+            socket,
+            src,
+            dst,
+            verbs_only,
+            deadline,
+        };
         match decision {
             Decision::Passthrough { reason } => self.pass_through(key, id, reason),
             Decision::Deny => {
@@ -264,6 +280,14 @@ impl Worker {
                 self.open_or_wait(lane, waiting(dst));
             }
         }
+    }
+
+    /// Whether there is no room for another stream of the pod.
+    pub(super) fn full(&self, slot: &PodSlot) -> bool {
+        let limits = &self.config.limits;
+        let workers = self.config.workers.max(1);
+        slot.streams >= limits.streams_per_pod_max / workers
+            || self.streams.len() >= (limits.streams_max / workers) as usize
     }
 
     fn open_or_wait(&mut self, lane: Key, open: Waiting) {
@@ -297,8 +321,8 @@ impl Worker {
 
     /// Tells the sidecar that a connection is ours; false when the sidecar is not there any more.
     pub(super) fn take(&mut self, open: &Waiting) -> bool {
-        let message = ToSidecar::Taken { id: open.handoff_id };
-        self.tell(open.pod, &message, None)
+        let Some(id) = open.handoff_id else { return true };
+        self.tell(open.pod, &ToSidecar::Taken { id }, None)
     }
 
     /// Tells the sidecar to relay a connection that it still holds.
@@ -311,7 +335,10 @@ impl Worker {
     }
 
     pub(super) fn pass_back(&mut self, open: &Waiting, reason: PassthroughReason) {
-        self.pass_through(open.pod, open.handoff_id, reason);
+        match open.handoff_id {
+            Some(id) => self.pass_through(open.pod, id, reason),
+            None => self.give_accepted(open.pod, &open.socket, Some(reason)),
+        }
     }
 
     pub(super) fn pass_waiting(&mut self, lane: Key, reason: PassthroughReason) {
@@ -335,6 +362,9 @@ impl Worker {
         if self.tell(stream.pod, &message, Some(socket)) {
             self.metrics.passthrough(reason);
             self.metrics.handoff(HandoffOutcome::Returned);
+        }
+        if stream.accepted {
+            self.stop_accepting(stream.pod);
         }
     }
 
@@ -393,7 +423,7 @@ impl Worker {
     }
 }
 
-fn handoff_reason(reason: PassthroughReason) -> handoff::PassthroughReason {
+pub(super) fn handoff_reason(reason: PassthroughReason) -> handoff::PassthroughReason {
     use handoff::PassthroughReason as H;
     match reason {
         PassthroughReason::OutsideMesh => H::NotInMesh,

@@ -67,6 +67,12 @@ pub(super) struct Stream {
     pub pod: Key,
     /// The sidecar's number for this connection, or ours for the dial.
     pub handoff_id: u32,
+    /// By the worker, and nobody else has the socket.
+    pub accepted: bool,
+    /// Bytes that were moved to the socket and are not counted yet.
+    pub moved: u64,
+    /// At the sizes of its buffers.
+    pub bytes_since_look: usize,
     pub role: Role,
     pub fabric: FabricKind,
     pub since: Instant,
@@ -139,6 +145,9 @@ impl Stream {
             id,
             pod,
             handoff_id: 0,
+            accepted: false,
+            moved: 0,
+            bytes_since_look: 0,
             role,
             fabric,
             since: now,
@@ -314,6 +323,7 @@ impl Stream {
                     // Full; or somebody made it blocking, and the call was interrupted.
                     self.blocked = Blocked::of(socket, started);
                 }
+                self.moved += n as u64;
                 Ok(n)
             }
             Err(Errno::AGAIN) => {

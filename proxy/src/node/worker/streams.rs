@@ -103,9 +103,9 @@ impl Worker {
         let moves = stream.brought_bulk()
             && stream.early.is_none()
             && slot.takes_pipes()
-            && self.pods.get(stream.pod).is_some_and(PodSlot::moves)
-            && self.watchdog.watches(self.now);
+            && self.pods.get(stream.pod).is_some_and(PodSlot::moves);
         let waiting = if moves { stream.bulk_waits(max) } else { None };
+        let waiting = waiting.filter(|_| self.watchdog.watches(self.now));
         let pipe = waiting.and_then(|waiting| Some((self.fabrics.pipes().take()?, waiting)));
         let read = if let Some((pipe, waiting)) = pipe {
             stream.prepare_moves();
@@ -142,7 +142,11 @@ impl Worker {
     fn stream_read(&mut self, key: Key, payload: Payload) {
         let Some(stream) = self.streams.get_mut(key) else { return };
         let Some(slot) = self.lanes.get_mut(stream.lane) else { return };
-        self.metrics.bytes(Direction::Sent, stream.fabric, payload.len() as u64);
+        let bytes = payload.len();
+        self.metrics.bytes(Direction::Sent, stream.fabric, bytes as u64);
+        if payload.is_piped() {
+            self.metrics.moved(Direction::Sent, bytes as u64);
+        }
         if let Some(early) = &mut stream.early {
             stream.early_bytes += payload.len();
             early.push(payload.clone());
@@ -154,6 +158,7 @@ impl Worker {
             return;
         }
         let lane = stream.lane;
+        self.bound_accepted(key, bytes);
         self.serve(lane);
         self.read_later(key);
     }
@@ -205,6 +210,10 @@ impl Worker {
             stream.prepare_moves();
         }
         let written = stream.write(moves);
+        let moved = std::mem::take(&mut stream.moved);
+        if moved > 0 {
+            self.metrics.moved(Direction::Received, moved);
+        }
         if stream.blocked.is_some() {
             self.look_at_blocked(key);
             // What is left goes on by copies, or later.
@@ -218,6 +227,7 @@ impl Worker {
                     && let Some(slot) = self.lanes.get_mut(lane)
                 {
                     slot.mux.consumed(stream.id, written);
+                    self.bound_accepted(key, written);
                     self.serve(lane);
                     self.flow_answered(key);
                 }
@@ -239,7 +249,7 @@ impl Worker {
         }
     }
 
-    /// Starts a stream for a connection that its sidecar has handed over.
+    /// Starts a stream for a connection of this pod.
     pub(super) fn open_stream(&mut self, lane: Key, open: Waiting) {
         let Some(slot) = self.lanes.get_mut(lane) else { return };
         let (src, dst) = (open.src, open.dst);
@@ -257,7 +267,8 @@ impl Worker {
             return;
         }
         let mut stream = Stream::new(lane, id, open.pod, Role::Client, fabric, self.now);
-        stream.handoff_id = open.handoff_id;
+        stream.accepted = open.handoff_id.is_none();
+        stream.handoff_id = open.handoff_id.unwrap_or_default();
         stream.socket = Some(open.socket);
         if let Some(key) = self.adopt(stream) {
             if let Some(slot) = self.lanes.get_mut(lane) {
@@ -274,6 +285,9 @@ impl Worker {
     fn adopt(&mut self, stream: Stream) -> Option<Key> {
         let (role, fabric, pod) = (stream.role, stream.fabric, stream.pod);
         let armed = stream.arm();
+        if stream.accepted {
+            self.count_accepted(pod, 1);
+        }
         let key = self.streams.insert(stream);
         self.metrics.stream_started(role, fabric);
         self.count_stream(pod, 1);
@@ -409,6 +423,9 @@ impl Worker {
         }
         if let Some(slot) = self.lanes.get_mut(stream.lane) {
             slot.streams.remove(&stream.id);
+        }
+        if stream.accepted {
+            self.count_accepted(stream.pod, -1);
         }
         self.count_stream(stream.pod, -1);
         Some(stream)

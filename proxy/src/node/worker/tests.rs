@@ -1,7 +1,7 @@
 //! Two workers in this process, joined by a TCP link on loopback, with sidecars that are played by
 //! the test through the real handoff channel.
 
-use super::{Setup, run};
+use super::{Setup, Worker, run};
 use crate::directory::Snapshot;
 use crate::fabric::Established;
 use crate::handoff::{Channel, DialFailure, HandoffError, ToNode, ToSidecar};
@@ -32,8 +32,29 @@ struct End {
     directory: Arc<ArcSwap<Snapshot>>,
 }
 
+/// A sidecar's channel, and the command that brings its other end.
+fn sidecar(directory: &ArcSwap<Snapshot>, uid: &str) -> (Channel, Command) {
+    let (near, far) = rustix::net::socketpair(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::SEQPACKET,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
+    let pod = Arc::clone(directory.load().local_pod_by_uid(uid).unwrap());
+    let command = Command::Handoff { pod, channel: Channel::new(far).unwrap() };
+    (Channel::new(near).unwrap(), command)
+}
+
 impl End {
     fn start(name: &str, timeouts: Timeouts) -> Self {
+        let (setup, requests) = Self::setup(name, timeouts);
+        let (mailbox, directory) = (setup.mailbox.clone(), Arc::clone(&setup.directory));
+        let thread = spawn(move || run(setup).unwrap());
+        Self { mailbox, requests, thread: Some(thread), directory }
+    }
+
+    fn setup(name: &str, timeouts: Timeouts) -> (Setup, mpsc::Receiver<Request>) {
         let file = DirectoryFile {
             nodes: ["a", "b"]
                 .iter()
@@ -60,28 +81,19 @@ impl End {
         let setup = Setup {
             index: 0,
             config: Node { name: name.into(), timeouts, ..Node::default() },
-            directory: Arc::clone(&directory),
-            mailbox: mailbox.clone(),
+            directory,
+            mailbox,
             requests: sender,
             metrics: Arc::new(WorkerMetrics::new()),
             node_metrics: Arc::new(NodeMetrics::new()),
         };
-        let thread = spawn(move || run(setup).unwrap());
-        Self { mailbox, requests, thread: Some(thread), directory }
+        (setup, requests)
     }
 
     fn sidecar(&self, uid: &str) -> Channel {
-        let (near, far) = rustix::net::socketpair(
-            rustix::net::AddressFamily::UNIX,
-            rustix::net::SocketType::SEQPACKET,
-            rustix::net::SocketFlags::CLOEXEC,
-            None,
-        )
-        .unwrap();
-        let pod = Arc::clone(self.directory.load().local_pod_by_uid(uid).unwrap());
-        let command = Command::Handoff { pod, channel: Channel::new(far).unwrap() };
+        let (near, command) = sidecar(&self.directory, uid);
         assert!(self.mailbox.push(command).is_ok());
-        Channel::new(near).unwrap()
+        near
     }
 
     fn link_up(&self, peer: &str, side: Side, link_id: u64, socket: TcpStream) {
@@ -643,4 +655,62 @@ fn an_idle_lane_gives_its_link_back_and_gets_another() {
     let mut got = [0; 5];
     listener.accept().unwrap().0.read_exact(&mut got).unwrap();
     assert_eq!(&got, b"again");
+}
+
+/// A worker that the test itself drives, and a sidecar's end of its channel.
+fn worker_and_sidecar() -> (Worker, Channel) {
+    let (setup, _requests) = End::setup("a", Timeouts::default());
+    let (channel, command) = sidecar(&setup.directory, "uid-a");
+    let mut worker = Worker::new(setup, false).unwrap();
+    let Command::Handoff { pod, channel: far } = command else { unreachable!() };
+    worker.add_pod(pod, far);
+    (worker, channel)
+}
+
+#[test]
+fn only_a_tcp_listener_is_accepted_at() {
+    let (mut worker, mut channel) = worker_and_sidecar();
+    let key = worker.pod_keys["uid-a"];
+    let (near, _far) = connected();
+    let udp = std::net::UdpSocket::bind((CLIENT_POD, 0)).unwrap();
+    let (unix, _) = std::os::unix::net::UnixStream::pair().unwrap();
+    for wrong in [Some(near.into()), Some(udp.into()), Some(unix.into()), None] {
+        worker.listener_arrived(key, wrong);
+        assert_eq!(receive(&mut channel).unwrap().0, ToSidecar::Accept);
+    }
+    worker.listener_arrived(key, Some(TcpListener::bind((CLIENT_POD, 0)).unwrap().into()));
+    assert!(matches!(channel.recv::<ToSidecar>(), Ok(None)));
+}
+
+/// What is odd is the sidecar's: here a connection that nobody has redirected.
+#[test]
+fn an_accepted_connection_that_is_not_carried_goes_to_the_sidecar() {
+    let (mut worker, mut channel) = worker_and_sidecar();
+    let key = worker.pod_keys["uid-a"];
+    let listener = TcpListener::bind((CLIENT_POD, 0)).unwrap();
+    worker.listener_arrived(key, Some(listener.try_clone().unwrap().into()));
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    worker.accept_streams(key);
+    let (message, socket) = receive(&mut channel).unwrap();
+    assert_eq!(message, ToSidecar::Accepted { reason: None });
+    TcpStream::from(socket.unwrap()).write_all(b"hello").unwrap();
+    client.read_exact(&mut [0; 5]).unwrap();
+    // It counts for this process' memory, so that there will not be many.
+    assert_eq!(receive(&mut channel).unwrap().0, ToSidecar::Accept);
+}
+
+/// Its sidecar has the same file.
+#[test]
+fn a_listener_that_is_made_blocking_stops_nobody() {
+    let (mut worker, mut channel) = worker_and_sidecar();
+    let key = worker.pod_keys["uid-a"];
+    let listener = TcpListener::bind((CLIENT_POD, 0)).unwrap();
+    worker.listener_arrived(key, Some(listener.try_clone().unwrap().into()));
+    listener.set_nonblocking(false).unwrap();
+    // Nobody connects: without the watchdog this would wait for ever.
+    worker.accept_streams(key);
+    assert_eq!(receive(&mut channel).unwrap().0, ToSidecar::Accept);
+    // Nor is it tried again.
+    worker.listener_arrived(key, Some(listener.into()));
+    assert_eq!(receive(&mut channel).unwrap().0, ToSidecar::Accept);
 }
