@@ -7,7 +7,6 @@ use rdmesh_tests::process::Finished;
 use rdmesh_tests::suite::servers;
 use rdmesh_tests::{Lab, PATIENCE, Pattern, assert_tunnelled, two_pods};
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -216,9 +215,20 @@ fn ssh_sessions() {
         user_key.display()
     );
     fs::write(dir.join("sshd_config"), config).expect("write sshd's config");
-    let separation = Separation::make();
-    let mut command = Command::new(program("sshd"));
-    command.args(["-D", "-e", "-f"]).arg(dir.join("sshd_config"));
+    // sshd wants a directory that Debian's service makes. Here it is its own: one in /run would be
+    // taken away from the sshd of another run of this test.
+    let mut command = Command::new("unshare");
+    command
+        .args([
+            "--mount",
+            "sh",
+            "-c",
+            "mount -t tmpfs none /run && mkdir /run/sshd && exec \"$@\"",
+            "sh",
+        ])
+        .arg(program("sshd"))
+        .args(["-D", "-e", "-f"])
+        .arg(dir.join("sshd_config"));
     let mut server = lab.spawn(&b.netns, "sshd", command).expect("sshd");
     server.wait_listening(&b.netns, 2222, PATIENCE).expect("sshd listens");
     let ssh = |more: &[&str], script: &str| {
@@ -237,31 +247,5 @@ fn ssh_sessions() {
     assert_eq!(bulk.len(), 20_000_000);
     let seen = ssh(&[], "echo ${SSH_CONNECTION%% *}");
     assert_eq!(seen.trim(), lab.pod("a").v4.to_string());
-    drop(separation);
     assert_tunnelled(&lab, 20_000_000);
-}
-
-/// sshd wants this directory, which Debian's service makes; it is taken away if it was not there.
-struct Separation {
-    made: bool,
-}
-
-impl Separation {
-    const DIR: &str = "/run/sshd";
-
-    fn make() -> Self {
-        let made = !Path::new(Self::DIR).exists();
-        if made {
-            fs::create_dir(Self::DIR).expect("create /run/sshd");
-        }
-        Self { made }
-    }
-}
-
-impl Drop for Separation {
-    fn drop(&mut self) {
-        if self.made {
-            let _ = fs::remove_dir(Self::DIR);
-        }
-    }
 }
