@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_receive_buffer_that_was_set_is_let_go() {
+    fn buffers_are_held_and_let_go() {
         use rustix::net::sockopt::set_socket_recv_buffer_size;
         let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
         let locks = || {
@@ -133,6 +133,8 @@ mod tests {
         assert_eq!(locks(), 2);
         hold_receive_buffer(&socket, false).unwrap();
         assert_eq!(locks(), 0);
+        hold_buffers(&socket).unwrap();
+        assert_eq!(locks(), 3);
     }
 
     #[test]
