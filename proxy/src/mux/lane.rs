@@ -348,6 +348,12 @@ impl<P: Payload> Lane<P> {
         self.unacked.forget();
     }
 
+    /// Whether there is something for a message, other than acknowledgements and the like.
+    #[must_use]
+    pub fn has_frames(&self) -> bool {
+        !self.control.is_empty() || !self.ready.is_empty()
+    }
+
     /// Whether nothing is under way in either direction, as far as this end knows.
     #[must_use]
     pub fn is_idle(&self) -> bool {

@@ -6,6 +6,7 @@
 //! What it does not do: dial or accept peers, read files, look at the clock more than once a turn.
 
 mod accept;
+mod crowd;
 mod deliver;
 mod engine;
 mod flow;
@@ -34,6 +35,7 @@ use crate::mux::{self, Budget, LaneConfig};
 use crate::node::messages::{Command, Mailbox, NodeName, Request};
 use crate::node::status::WorkerStatus;
 use arc_swap::ArcSwap;
+use crowd::Crowd;
 use engine::{Engine, Event, Token};
 use futures_util::FutureExt;
 use lane::LaneSlot;
@@ -78,6 +80,7 @@ struct Worker {
     node_metrics: Arc<NodeMetrics>,
     engine: Engine,
     watchdog: Watchdog,
+    crowd: Crowd,
     arena: Arena,
     fabrics: Fabrics,
     /// Most bytes of one read: what fits one message beside its headers, so that a bulk stream
@@ -164,6 +167,7 @@ impl Worker {
         let engine = Engine::new(ring)?;
         engine.add(&setup.mailbox, Token::Mailbox)?;
         let lane_config = lane_config(&setup.config);
+        let now = Instant::now();
         Ok(Self {
             index: setup.index,
             config: setup.config,
@@ -175,6 +179,7 @@ impl Worker {
             distrusted: HashSet::new(),
             engine,
             watchdog: Watchdog::new(),
+            crowd: Crowd::new(now),
             arena: Arena::new(slab),
             fabrics,
             read_bytes_max: message_bytes.saturating_sub(mux::HEADER_BYTES + FRAME_BYTES).max(1),
@@ -199,7 +204,7 @@ impl Worker {
             unsent: VecDeque::new(),
             messages: Vec::new(),
             next_handoff_id: 0,
-            now: Instant::now(),
+            now,
             look_at: None,
             stop_at: None,
             stopped: false,
@@ -212,7 +217,7 @@ impl Worker {
         let mut spin = Spin::new(&self.config, self.now);
         while !self.stopped {
             let working = self.has_work();
-            let spinning = !working && spin.wanted(self.now);
+            let spinning = !working && spin.wanted(self.now, self.crowd.many());
             let found = spinning && self.poll_links();
             let timeout = if working || spinning { Some(Duration::ZERO) } else { self.next_wait() };
             self.engine.wait(timeout, &mut events).await?;
@@ -223,6 +228,7 @@ impl Worker {
                 rustix::thread::sched_yield();
             }
             spin.looked(self.now, !spinning, busy);
+            self.crowd.tick(self.now);
             for event in events.drain(..) {
                 self.dispatch(event);
             }

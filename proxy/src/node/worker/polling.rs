@@ -9,6 +9,8 @@ use rdmesh_config::{Node, Polling};
 use std::time::{Duration, Instant};
 
 const WINDOW: Duration = Duration::from_millis(20);
+/// Where many streams have traffic a CPU is worth more than the time to the next message.
+const PATIENCE_WITH_MANY: u32 = 4;
 
 pub(super) struct Spin {
     mode: Polling,
@@ -36,13 +38,15 @@ impl Spin {
         }
     }
 
-    /// Whether it looks again rather than sleeps.
-    pub(super) fn wanted(&self, now: Instant) -> bool {
+    /// Whether it looks again rather than sleeps. `many`: see [`super::crowd`].
+    pub(super) fn wanted(&self, now: Instant, many: bool) -> bool {
         match self.mode {
             Polling::Off => false,
             Polling::Always => true,
             Polling::Adaptive => {
-                now.duration_since(self.last_busy) < self.patience && self.spun < self.spun_max
+                let patience =
+                    if many { self.patience / PATIENCE_WITH_MANY } else { self.patience };
+                now.duration_since(self.last_busy) < patience && self.spun < self.spun_max
             }
         }
     }
@@ -81,11 +85,13 @@ mod tests {
         let (mut spin, start) = spin(Polling::Adaptive, 100);
         spin.looked(start, false, true);
         let mut now = start;
-        while spin.wanted(now) {
+        while spin.wanted(now, false) {
             now += STEP;
             spin.looked(now, false, false);
         }
         assert_eq!(now - start, Duration::from_micros(100));
+        assert!(spin.wanted(start + Duration::from_micros(24), true));
+        assert!(!spin.wanted(start + Duration::from_micros(25), true));
     }
 
     #[test]
@@ -94,7 +100,7 @@ mod tests {
         let (mut now, mut spun) = (start, Duration::ZERO);
         // Something comes all the time, just before the patience ends.
         while now < start + 50 * WINDOW {
-            let looks = spin.wanted(now);
+            let looks = spin.wanted(now, false);
             now += STEP;
             spun += if looks { STEP } else { Duration::ZERO };
             spin.looked(now, !looks, false);
@@ -107,11 +113,11 @@ mod tests {
     #[test]
     fn off_and_always_are_what_they_say() {
         let (off, now) = spin(Polling::Off, 100);
-        assert!(!off.wanted(now));
+        assert!(!off.wanted(now, false));
         let (mut always, now) = spin(Polling::Always, 1);
         for step in 0..10_000 {
             let now = now + STEP * step;
-            assert!(always.wanted(now));
+            assert!(always.wanted(now, false));
             always.looked(now, false, false);
         }
     }

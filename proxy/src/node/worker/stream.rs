@@ -2,6 +2,7 @@
 //!
 //! What it does not do: know lanes or pods; the worker moves what these functions return.
 
+use super::crowd::Seen;
 use super::deliver::Connecting;
 use super::flow::Flow;
 use super::slots::Key;
@@ -76,6 +77,7 @@ pub(super) struct Stream {
     pub role: Role,
     pub fabric: FabricKind,
     pub since: Instant,
+    pub seen: Seen,
     /// What was sent before the far side answered; given back if it turns the stream down.
     pub early: Option<Vec<Payload>>,
     pub early_bytes: usize,
@@ -151,6 +153,7 @@ impl Stream {
             role,
             fabric,
             since: now,
+            seen: Seen::default(),
             early: (role == Role::Client).then(Vec::new),
             early_bytes: 0,
             readable: true,
@@ -288,7 +291,9 @@ impl Stream {
                 offered += chunk.len();
                 count += 1;
             }
-            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            let mut flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            // The FIN follows and takes them along, see `finish_write`.
+            flags.set(SendFlags::MORE, self.fin_received && count == self.out.len());
             let mut control = rustix::net::SendAncillaryBuffer::default();
             match rustix::net::sendmsg(socket, &slices[..count], &mut control, flags) {
                 Ok(n) => {

@@ -127,9 +127,8 @@ impl Worker {
             }
             Read::End => {
                 stream.read_done = true;
-                slot.mux.finish(stream.id);
-                let lane = stream.lane;
-                self.serve(lane);
+                let (lane, id) = (stream.lane, stream.id);
+                self.finish(lane, id);
             }
             Read::Nothing => self.flow_read(key, 0),
             Read::Failed(error) => {
@@ -143,6 +142,7 @@ impl Worker {
         let Some(stream) = self.streams.get_mut(key) else { return };
         let Some(slot) = self.lanes.get_mut(stream.lane) else { return };
         let bytes = payload.len();
+        self.crowd.note(&mut stream.seen);
         self.metrics.bytes(Direction::Sent, stream.fabric, bytes as u64);
         if payload.is_piped() {
             self.metrics.moved(Direction::Sent, bytes as u64);
@@ -165,6 +165,7 @@ impl Worker {
 
     pub(super) fn stream_data(&mut self, key: Key, payload: Payload) {
         if let Some(stream) = self.streams.get_mut(key) {
+            self.crowd.note(&mut stream.seen);
             self.metrics.bytes(Direction::Received, stream.fabric, payload.len() as u64);
             stream.push(payload);
             self.write_later(key);
@@ -371,6 +372,7 @@ impl Worker {
     pub(super) fn stream_reset(&mut self, key: Key, reason: ResetReason) {
         // What came before the reset goes out before it, as far as the socket takes it.
         if let Some(stream) = self.streams.get_mut(key) {
+            stream.fin_received = false;
             let _ = stream.write(false);
         }
         let outcome = match reason {

@@ -50,6 +50,35 @@ fn bytes_both_ways_and_half_close() {
     download.join().unwrap();
 }
 
+/// Where many streams have traffic a FIN waits for company: none may wait for ever.
+#[test]
+fn each_of_many_streams_ends() {
+    const STREAMS: usize = 24;
+    let mut rig = Rig::new();
+    let (listener, address) = server();
+    let mut pairs: Vec<_> =
+        (0..STREAMS).map(|_| (rig.connect(address), listener.accept().unwrap().0)).collect();
+    let ends = |from: &mut TcpStream, to: &mut TcpStream, byte: u8| {
+        from.write_all(&[byte]).unwrap();
+        from.shutdown(Shutdown::Write).unwrap();
+        let mut got = Vec::new();
+        to.read_to_end(&mut got).unwrap();
+        assert_eq!(got, [byte]);
+    };
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(60) {
+        for (client, served) in &mut pairs {
+            client.write_all(&[1]).unwrap();
+            served.read_exact(&mut [0]).unwrap();
+        }
+    }
+    for (client, served) in &mut pairs {
+        served.set_read_timeout(Some(PATIENCE)).unwrap();
+        ends(client, served, 2);
+        ends(served, client, 3);
+    }
+}
+
 /// Small pieces one way are gathered by the kernel: what is left of them must not stay there, nor an
 /// answer wait.
 #[test]
