@@ -366,6 +366,13 @@ impl Stream {
         }
     }
 
+    /// What came before a reset goes out before it, as far as the socket takes it. A FIN that came,
+    /// too, is void: no bytes may wait for it.
+    pub(super) fn write_before_reset(&mut self) {
+        self.fin_received = false;
+        let _ = self.write(false);
+    }
+
     /// Passes the peer's FIN on once everything before it was written.
     pub(super) fn finish_write(&mut self) {
         if self.fin_received
@@ -412,6 +419,7 @@ mod tests {
     use rdmesh_sys::pipe::Pipes;
     use rdmesh_sys::slab::Slab;
     use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
 
     fn stream() -> Stream {
@@ -493,6 +501,32 @@ mod tests {
             plain(&mut stream);
         }
         assert!(!stream.brought_bulk());
+    }
+
+    #[test]
+    fn bytes_before_a_fin_go_out_with_it_or_before_a_reset() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let slab = Slab::new(1, 4096).unwrap();
+        for reset in [false, true] {
+            let mut application = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let mut stream = stream();
+            stream.socket = Some(listener.accept().unwrap().0.into());
+            stream.arm().unwrap();
+            let mut buffer = slab.take().unwrap();
+            buffer.advance(100);
+            stream.push(buffer.slice(0, 100));
+            stream.fin_received = true;
+            if reset {
+                stream.write_before_reset();
+                stream.socket = None;
+            } else {
+                assert_eq!(stream.write(true).unwrap(), 100);
+                stream.finish_write();
+            }
+            application.read_exact(&mut [0; 100]).unwrap();
+            let end = application.read(&mut [0]).map_err(|error| error.kind());
+            assert_eq!(end, if reset { Err(io::ErrorKind::ConnectionReset) } else { Ok(0) });
+        }
     }
 
     #[test]

@@ -370,10 +370,8 @@ impl Worker {
     }
 
     pub(super) fn stream_reset(&mut self, key: Key, reason: ResetReason) {
-        // What came before the reset goes out before it, as far as the socket takes it.
         if let Some(stream) = self.streams.get_mut(key) {
-            stream.fin_received = false;
-            let _ = stream.write(false);
+            stream.write_before_reset();
         }
         let outcome = match reason {
             ResetReason::PeerLost => Outcome::LaneLost,
