@@ -82,7 +82,7 @@ pub struct Node {
     pub io: Io,
     pub polling: Polling,
     /// Longest time a worker polls without sleeping after its last event (`polling: adaptive`). A
-    /// quarter of it counts while many streams have traffic.
+    /// quarter of it while more than eight streams have traffic.
     pub polling_spin_us: u64,
     /// Most of its time that a worker polls in vain (`polling: adaptive`).
     pub polling_share_percent: u32,

@@ -200,8 +200,8 @@ impl Worker {
         }
     }
 
-    /// The application's side of a stream has ended. A message of its own for the FIN costs both
-    /// workers about as much as one with bytes, and few wait for it.
+    /// The application's side of a stream has ended. A message of its own for the FIN costs one
+    /// worker a write and the other a read and maybe a wake-up, and few wait for it.
     pub(super) fn finish(&mut self, key: Key, id: mux::StreamId) {
         let Some(slot) = self.lanes.get_mut(key) else { return };
         if self.crowd.many() && matches!(slot.carrier, Carrier::Link(_)) {
