@@ -244,7 +244,7 @@ impl<E: Endpoint> Negotiator<E> {
 
     fn say(&mut self, record: Record) -> Result<(), Broken> {
         match self.connection.as_mut().and_then(|connection| connection.tls.as_mut()) {
-            Some(session) => session.encrypt_bytes(&record)?,
+            Some(session) => session.encrypt(&mut [IoSlice::new(&record)])?,
             None => self.unsent.extend_from_slice(&record),
         }
         Ok(())

@@ -27,6 +27,8 @@ use tracing::{error, info, warn};
 
 const MAILBOX_COMMANDS_MAX: usize = 4096;
 const REQUESTS_MAX: usize = 4096;
+/// More than a worker's TLS records in flight take.
+const FREED_BYTES_KEPT: u32 = 4 << 20;
 const INSPECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the parts of the control side share.
@@ -57,6 +59,7 @@ pub fn run(
     stop: impl Future<Output = io::Result<&'static str>>,
 ) -> anyhow::Result<()> {
     raise_descriptor_limit();
+    rdmesh_sys::heap::keep_freed(FREED_BYTES_KEPT);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

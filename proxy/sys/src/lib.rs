@@ -3,6 +3,7 @@
 //!
 //! What it does not do: decide anything. No policy, no protocol, no logging.
 
+pub mod heap;
 pub mod interrupt;
 pub mod nft;
 pub mod pipe;

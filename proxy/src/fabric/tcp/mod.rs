@@ -240,10 +240,19 @@ impl TcpLink {
     fn flush_tls(&mut self) -> Result<(), Broken> {
         let Some(session) = &mut self.tls else { return Ok(()) };
         loop {
-            while session.has_room() {
-                let Some(posted) = self.queue.pop_front() else { break };
-                self.queued_bytes -= posted.message.bytes;
-                session.encrypt(&posted.message)?;
+            while session.has_room() && !self.queue.is_empty() {
+                let mut slices = Vec::with_capacity(IO_SLICES_MAX);
+                let (mut messages, mut bytes) = (0, 0);
+                while let Some(Posted { message, .. }) = self.queue.get(messages)
+                    && slices.len() < IO_SLICES_MAX
+                {
+                    let parts = std::iter::once(&message.head).chain(&message.tails);
+                    slices.extend(parts.map(|part| IoSlice::new(part)));
+                    (messages, bytes) = (messages + 1, bytes + message.bytes);
+                }
+                session.encrypt(&mut slices)?;
+                self.queue.drain(..messages);
+                self.queued_bytes -= bytes;
             }
             if !session.write_to(&self.socket)? || self.queue.is_empty() {
                 return Ok(());

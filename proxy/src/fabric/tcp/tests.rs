@@ -4,12 +4,56 @@ use rdmesh_sys::pipe::Pipes;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     (near, listener.accept().unwrap().0)
+}
+
+/// The two ends of a link: a socket, and a TLS session if it is encrypted.
+type Ends = [(TcpStream, Option<Session>); 2];
+
+fn plain() -> Ends {
+    let (near, far) = pair();
+    [(near, None), (far, None)]
+}
+
+fn encrypted() -> Ends {
+    let made = rcgen::generate_simple_self_signed(vec!["b".into()]).unwrap();
+    let key = made.signing_key.serialize_der();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let client = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let server = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key.try_into().unwrap())
+        .unwrap();
+    let name = "b".try_into().unwrap();
+    let client = rustls::ClientConnection::new(Arc::new(client), name).unwrap();
+    let server = rustls::ServerConnection::new(Arc::new(server)).unwrap();
+    let (near, far) = pair();
+    let shake = |mut tls: rustls::Connection, socket: &TcpStream| {
+        while tls.is_handshaking() || tls.wants_write() {
+            tls.complete_io(&mut &*socket).unwrap();
+        }
+        Some(Session::new(tls))
+    };
+    let sessions = std::thread::scope(|scope| {
+        let at_far = scope.spawn(|| shake(server.into(), &far));
+        [shake(client.into(), &near), at_far.join().unwrap()]
+    });
+    let [at_near, at_far] = sessions;
+    [(near, at_near), (far, at_far)]
 }
 
 /// One end: a lane, its link, and what arrived on each stream.
@@ -25,21 +69,21 @@ struct End {
 }
 
 impl End {
-    fn new(side: Side, socket: TcpStream, pipes_max: u32) -> Self {
+    fn new(side: Side, (socket, tls): (TcpStream, Option<Session>), pipes_max: u32) -> Self {
         let budget = Rc::new(Budget::new(64 << 20));
         let config = LaneConfig { window_initial_bytes: 4 << 20, ..LaneConfig::default() };
         let slab = Slab::new(256, 64 << 10).unwrap();
         let receive = receive_slab(64 << 10, 4 << 20).unwrap();
         let pipes = Pipes::new(pipes_max).unwrap();
-        let link = TcpLink::new(socket, None, &receive, pipes.clone()).unwrap();
+        let link = TcpLink::new(socket, tls, &receive, pipes.clone()).unwrap();
         let mut lane = Lane::new(config, side, budget, u64::from(side == Side::Dialer) + 1);
         lane.link_up(Instant::now());
         let (got, streams) = (Vec::new(), Vec::new());
         Self { lane, link, slab, pipes, got, moved: 0, streams, receive }
     }
 
-    fn relink(&mut self, socket: TcpStream) {
-        self.link = TcpLink::new(socket, None, &self.receive, self.pipes.clone()).unwrap();
+    fn relink(&mut self, (socket, tls): (TcpStream, Option<Session>)) {
+        self.link = TcpLink::new(socket, tls, &self.receive, self.pipes.clone()).unwrap();
         self.lane.link_up(Instant::now());
     }
 
@@ -110,8 +154,7 @@ fn pattern(from: usize, n: usize) -> Vec<u8> {
 }
 
 /// Both ends on one link, with a stream.
-fn joined(pipes_max: u32) -> (End, End, StreamId) {
-    let (near, far) = pair();
+fn joined([near, far]: Ends, pipes_max: u32) -> (End, End, StreamId) {
     let mut a = End::new(Side::Dialer, near, pipes_max);
     let mut b = End::new(Side::Acceptor, far, pipes_max);
     let address = "10.0.0.1:1".parse().unwrap();
@@ -132,9 +175,15 @@ fn turn(a: &mut End, b: &mut End) {
     a.receive();
 }
 
-/// Sends pieces of these sizes over one stream; the link is cut after half of them.
-fn carry(sizes: &[usize], moved: bool, pipes_max: u32, cut: bool) -> (usize, usize) {
-    let (mut a, mut b, id) = joined(pipes_max);
+/// Sends pieces of these sizes over one stream; after half of them another link takes over.
+fn carry(
+    sizes: &[usize],
+    moved: bool,
+    pipes_max: u32,
+    first: Ends,
+    mut second: Option<Ends>,
+) -> (usize, usize) {
+    let (mut a, mut b, id) = joined(first, pipes_max);
     let mut sent = 0;
     for (index, size) in sizes.iter().enumerate() {
         let piece = payload(&a, &pattern(sent, *size), moved);
@@ -143,10 +192,11 @@ fn carry(sizes: &[usize], moved: bool, pipes_max: u32, cut: bool) -> (usize, usi
         }
         a.lane.send(id, piece).unwrap();
         sent += size;
-        if cut && index == sizes.len() / 2 {
+        if index == sizes.len() / 2
+            && let Some([near, far]) = second.take()
+        {
             // Some of it is on its way: in the lane's queue, in the link's, in the sockets.
             a.send();
-            let (near, far) = pair();
             a.relink(near);
             b.relink(far);
         }
@@ -176,13 +226,13 @@ fn many() -> Vec<usize> {
 
 #[test]
 fn large_payload_is_moved() {
-    let (moved, sent) = carry(&[65_484; 40], true, 64, false);
+    let (moved, sent) = carry(&[65_484; 40], true, 64, plain(), None);
     assert!(moved > sent / 2, "{moved} of {sent} moved");
 }
 
 #[test]
 fn small_pieces_packed_in_large_messages_are_read_as_ever() {
-    let (mut a, mut b, id) = joined(64);
+    let (mut a, mut b, id) = joined(plain(), 64);
     let mut largest = 0;
     while b.got.len() < 500_000 {
         let mut pieces = 0;
@@ -201,21 +251,30 @@ fn small_pieces_packed_in_large_messages_are_read_as_ever() {
 
 #[test]
 fn mixed_sizes_arrive_in_order() {
-    carry(&many(), true, 64, false);
-    carry(&many(), false, 64, false);
+    for ends in [plain, encrypted] {
+        carry(&many(), true, 64, ends(), None);
+        carry(&many(), false, 64, ends(), None);
+    }
 }
 
 #[test]
 fn without_pipes_bytes_are_copied() {
     for pipes in [0, 1, 2, 3] {
-        carry(&many(), true, pipes, false);
+        carry(&many(), true, pipes, plain(), None);
     }
 }
 
 #[test]
 fn moved_payload_is_sent_again_on_another_link() {
-    carry(&many(), true, 64, true);
-    carry(&many(), true, 3, true);
+    for (first, second) in [
+        (plain(), plain()),
+        (encrypted(), encrypted()),
+        (plain(), encrypted()),
+        (encrypted(), plain()),
+    ] {
+        carry(&many(), true, 64, first, Some(second));
+    }
+    carry(&many(), true, 3, plain(), Some(plain()));
 }
 
 #[test]
@@ -224,8 +283,8 @@ fn a_message_in_crumbs_is_read_in_one_piece() {
     near.set_nodelay(true).unwrap();
     // One pipe takes no more than so many pieces: crumbs fill it before the message is complete.
     let (lane_near, lane_far) = pair();
-    let mut a = End::new(Side::Dialer, lane_near, 8);
-    let mut b = End::new(Side::Acceptor, far, 8);
+    let mut a = End::new(Side::Dialer, (lane_near, None), 8);
+    let mut b = End::new(Side::Acceptor, (far, None), 8);
     // What `a` writes goes to `b` a few bytes at a time.
     let mut relay = lane_far;
     relay.set_nonblocking(true).unwrap();
