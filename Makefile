@@ -23,6 +23,8 @@ E2E_POD_IMAGE := localhost/rdmesh-e2e:dev
 ARGS ?=
 # Lane histories that `make sim` plays.
 SEEDS ?= 10000
+# What `make e2e` runs a second time, in pods where capture routes.
+BY_ROUTING := $(addprefix --test ,address bytes close connect failover outside policy programs service trust)
 # Processes of `make stress`.
 N ?= 3
 # Time for each target of `make fuzz`.
@@ -145,6 +147,7 @@ e2e: setup-lab ## End-to-end tests: real programs and sockets in network namespa
 	$(CARGO) build --locked -p rdmesh-proxy
 	$(if $(ARGS),,$(CARGO) test --locked $(RUN_AS_ROOT) -p rdmesh-proxy --test capture)
 	$(CARGO) test --locked $(RUN_AS_ROOT) -p rdmesh-tests $(ARGS)
+	$(if $(ARGS),,RDMESH_E2E_ROUTING=1 $(CARGO) test --locked $(RUN_AS_ROOT) -p rdmesh-tests $(BY_ROUTING))
 
 .PHONY: stress
 stress: setup-lab ## All end-to-end tests (or ARGS='--test bytes'), N=3 processes at once: finds what a busy machine would

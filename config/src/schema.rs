@@ -34,6 +34,12 @@ pub enum LogFormat {
     Json,
 }
 
+/// A pod that has all of them, each 1 (those of IPv6 only where it is on), lets capture route instead of
+/// redirect. The first makes an accepted socket inherit the mark of what it accepted, the others make a
+/// refusal (a packet without a socket) bear it.
+pub const ROUTING_SYSCTLS: [&str; 3] =
+    ["net.ipv4.tcp_fwmark_accept", "net.ipv4.fwmark_reflect", "net.ipv6.fwmark_reflect"];
+
 /// What `rdmesh-proxy init` programs into the pod's network namespace.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -242,6 +248,8 @@ pub struct Injector {
     pub image_pull_policy: PullPolicy,
     /// The sidecar as an init container that keeps running (Kubernetes 1.29 or newer).
     pub native_sidecar: bool,
+    /// Pods get [`ROUTING_SYSCTLS`], which kubelet has to allow.
+    pub pod_sysctls: bool,
     /// User and group of the sidecar.
     pub proxy_uid: u32,
     pub proxy_cpu: String,
@@ -502,6 +510,7 @@ impl Default for Injector {
             image: String::new(),
             image_pull_policy: PullPolicy::IfNotPresent,
             native_sidecar: true,
+            pod_sysctls: false,
             proxy_uid: 15701,
             proxy_cpu: "20m".into(),
             proxy_cpu_limit: "1".into(),

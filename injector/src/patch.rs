@@ -65,6 +65,7 @@ pub fn patch(pod: &Value, template: &Template, settings: &Settings) -> Result<Pa
             vec![parts.volume.clone()],
         );
     }
+    sysctls(pod, settings, &mut patch)?;
     if !patch.operations.is_empty() {
         let status = status(&parts, settings.native_sidecar());
         add_to_map(pod, &mut patch, "annotations", STATUS, &json!(status))?;
@@ -112,6 +113,23 @@ fn ordinary(pod: &Value, parts: &Parts, patch: &mut Patch) -> Result<(), String>
             );
         }
     }
+    Ok(())
+}
+
+/// Those that the pod sets itself stay as they are.
+fn sysctls(pod: &Value, settings: &Settings, patch: &mut Patch) -> Result<(), String> {
+    const PATH: &str = "/spec/securityContext/sysctls";
+    let given = list(pod, PATH)?;
+    let missing = settings.pod_sysctls().iter().filter(|name| !has(given, name));
+    let missing: Vec<_> = missing.map(|name| json!({ "name": name, "value": "1" })).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let context = "/spec/securityContext";
+    if map(pod, context)?.is_none() {
+        patch.operations.push(Add { path: context.into(), value: json!({}) });
+    }
+    add_to_list(patch, PATH, given, given.len(), missing);
     Ok(())
 }
 

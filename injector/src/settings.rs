@@ -3,7 +3,7 @@
 //! What it does not do: read files.
 
 use crate::annotations::Overrides;
-use rdmesh_config::{Config, LogFormat, Quantity};
+use rdmesh_config::{Config, LogFormat, Quantity, ROUTING_SYSCTLS};
 use serde_json::{Map, Value, json};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
@@ -45,6 +45,11 @@ impl Settings {
     #[must_use]
     pub fn native_sidecar(&self) -> bool {
         self.config.injector.native_sidecar
+    }
+
+    #[must_use]
+    pub fn pod_sysctls(&self) -> &'static [&'static str] {
+        if self.config.injector.pod_sysctls { &ROUTING_SYSCTLS } else { &[] }
     }
 
     /// The ports that the sidecar takes in the pod.

@@ -61,8 +61,9 @@ fn patches() {
 
 #[test]
 fn patched_pods_are_pods_and_a_second_patch_changes_nothing() {
-    for native in [true, false] {
-        let settings = settings(&format!("injector: {{native_sidecar: {native}}}"));
+    for (native, sysctls) in [(true, false), (false, false), (true, true)] {
+        let settings =
+            settings(&format!("injector: {{native_sidecar: {native}, pod_sysctls: {sysctls}}}"));
         for (path, before) in cases() {
             let Ok(first) = patched(&before, &settings) else { continue };
             let mut pod = before.clone();
@@ -72,6 +73,26 @@ fn patched_pods_are_pods_and_a_second_patch_changes_nothing() {
             assert_eq!(second.operations, [], "{}", path.display());
             only_added(&before, &pod, "");
         }
+    }
+}
+
+#[test]
+fn a_pods_own_sysctls_stay() {
+    let settings = settings("injector: {pod_sysctls: true}");
+    let sysctl = |name: &str, value: &str| json!({"name": name, "value": value});
+    let ours = ["tcp_fwmark_accept", "fwmark_reflect"]
+        .map(|name| sysctl(&format!("net.ipv4.{name}"), "1"));
+    let v6 = sysctl("net.ipv6.fwmark_reflect", "1");
+    let own = [sysctl("net.core.somaxconn", "1024"), sysctl("net.ipv4.fwmark_reflect", "0")];
+    for (context, expected) in [
+        (json!(null), vec![&ours[0], &ours[1], &v6]),
+        (json!({"runAsUser": 1}), vec![&ours[0], &ours[1], &v6]),
+        (json!({"sysctls": own}), vec![&own[0], &own[1], &ours[0], &v6]),
+    ] {
+        let mut pod = json!({"spec": {"containers": [{"name": "a"}], "securityContext": context}});
+        let made = patched(&pod, &settings).unwrap();
+        apply(&mut pod, &made.operations).unwrap();
+        assert_eq!(pod["spec"]["securityContext"]["sysctls"], json!(expected));
     }
 }
 

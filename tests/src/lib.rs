@@ -1,6 +1,8 @@
 //! Helpers of the end-to-end tests: a meshed lab around the freshly built binary, sockets inside
 //! pods, and payloads that can be checked at any offset.
 //!
+//! With `RDMESH_E2E_ROUTING=1` the labs' pods have the sysctls that let capture route.
+//!
 //! With `RDMESH_E2E_DIRECT=1` the labs stay without a mesh: the tests that speak of TCP alone must
 //! then pass over the kernel's own TCP, which shows that it is not them who are wrong.
 #![forbid(unsafe_code)]
@@ -28,7 +30,17 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Whether the labs of this run have no mesh.
 #[must_use]
 pub fn direct() -> bool {
-    std::env::var_os("RDMESH_E2E_DIRECT").is_some_and(|value| value == "1")
+    is_set("RDMESH_E2E_DIRECT")
+}
+
+/// Whether capture routes in the labs of this run; else it redirects.
+#[must_use]
+pub fn routing() -> bool {
+    is_set("RDMESH_E2E_ROUTING")
+}
+
+fn is_set(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| value == "1")
 }
 
 /// Says so and returns true when a test makes no sense without a mesh.
@@ -62,7 +74,8 @@ pub fn lab(plan: &Plan) -> Lab {
 /// When it cannot be built.
 #[must_use]
 pub fn lab_with(plan: &Plan, change: impl FnOnce(&mut config::Config)) -> Lab {
-    let lab = Lab::new(plan, &binary::proxy()).unwrap_or_else(|e| panic!("build the lab: {e:#}"));
+    let lab = Lab::new(&plan.clone().routing(routing()), &binary::proxy())
+        .unwrap_or_else(|e| panic!("build the lab: {e:#}"));
     lab.configure(change);
     if !direct() {
         lab.mesh_up().unwrap_or_else(|e| panic!("bring the mesh up: {e:#}"));

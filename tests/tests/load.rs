@@ -219,6 +219,15 @@ fn fifteen_thousand_idle_streams() {
             eprintln!("passed through: {}", metrics.show("rdmesh_passthrough_total"));
             eprintln!("refused: {}", metrics.show("rdmesh_streams_total"));
             assert!(active >= count as f64, "{} has {active} streams", node.name);
+            // What the process needs anyway is in it too: 1.5 KiB each is a bound with room.
+            assert!(rss <= count as u64 * 1536 + (24 << 20), "{}: {rss} bytes", node.name);
+            eventually(PATIENCE, "no idle stream holds a slab buffer", || {
+                let metrics = lab.node_metrics(node.number).expect("metrics");
+                let all = metrics.sum("rdmesh_slab_bytes", &[]);
+                let held = all - metrics.sum("rdmesh_slab_bytes", &[("state", "free")]);
+                // The link itself has some: not one for every tenth stream.
+                held < (count / 10) as f64 * 4096.0
+            });
         }
     }
     assert_tunnelled(&lab, count as u64);

@@ -320,3 +320,28 @@ fn cleanup_takes_the_capture_away() {
     let rules = lab.run(&a.netns, &mut rules, PATIENCE).expect("ip rule").stdout;
     assert_eq!(rules.lines().count(), 3, "only the kernel's own rules: {rules}");
 }
+
+/// Without this, a run with RDMESH_E2E_ROUTING=1 could be one like any other.
+#[test]
+fn capture_goes_by_the_pods_sysctls() {
+    if needs_mesh("capture_goes_by_the_pods_sysctls") {
+        return;
+    }
+    for routing in [false, true] {
+        let plan = Plan::new().pod("a", 1).pod("b", 2).routing(routing);
+        let lab = Lab::new(&plan, &rdmesh_tests::binary::proxy()).expect("build the lab");
+        lab.mesh_up().expect("bring the mesh up");
+        let (a, b) = (lab.pod("a"), lab.pod("b"));
+        let (mut near, mut far, from) = connect(a, b, false);
+        assert_eq!(from, near.local_addr().expect("getsockname"));
+        exchange(&mut near, &mut far);
+        let (captured, passed) = seen(&lab, a);
+        assert!(captured >= 1.0 && passed == 0.0, "routing: {routing}");
+        for pod in [a, b] {
+            let tracked =
+                pod.run(|| std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count"));
+            let tracked: u32 = tracked.map_or(0, |count| count.trim().parse().expect("a number"));
+            assert_eq!(tracked == 0, routing, "{}: {tracked} entries", pod.name);
+        }
+    }
+}

@@ -29,6 +29,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
     "image" (include "rdmesh.image" .)
     "image_pull_policy" .Values.image.pullPolicy
     "native_sidecar" .Values.sidecar.native
+    "pod_sysctls" .Values.sidecar.podSysctls
     "proxy_cpu" .Values.sidecar.cpu
     "proxy_cpu_limit" .Values.sidecar.cpuLimit
     "proxy_memory" .Values.sidecar.memory

@@ -38,6 +38,12 @@ pub enum CaptureError {
     )]
     TooLarge { limit_bytes: usize },
 
+    #[error(
+        "the networks that are captured make more than {limit} routes: list fewer CIDRs in the \
+         `capture` section"
+    )]
+    TooManyRoutes { limit: usize },
+
     #[error("cannot {what}")]
     Kernel {
         what: String,

@@ -1,11 +1,15 @@
 //! From the config to what is to be programmed, as data: no kernel, no netlink.
 //!
 //! The order of the rules is the meaning: the first one that matches decides, and only what passes
-//! all of them is redirected.
+//! all of them is captured.
+
+mod routing;
+
+pub(super) use routing::{ALL_PORTS, Captured, Routing};
 
 use super::marks::Marks;
 use super::ranges::{Address, Range, is_everything, ranges};
-use super::{CaptureError, Family};
+use super::{CaptureError, Family, Method};
 use ipnet::IpNet;
 use rdmesh_config::Capture;
 use std::collections::BTreeSet;
@@ -59,6 +63,11 @@ pub(super) enum ChainKind {
     Redirect,
     /// `route`: type route hook output priority mangle; sees every packet.
     Route,
+    /// `output`: type filter hook output priority mangle; unmarks first packets that are captured.
+    Unmark,
+    /// `divert`: type filter hook prerouting priority mangle; sees every packet that comes in, also
+    /// over `lo`.
+    Divert,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -73,8 +82,15 @@ pub(super) struct RulePlan {
 pub(super) enum Match {
     NotTcp,
     NotSyn,
+    Tcp,
+    Syn,
     OutLoopback,
+    InLoopback,
+    NotInLoopback,
+    /// The destination is an address of the namespace, whatever its rules say of unmarked packets.
+    ToOwn,
     Mark(u32),
+    NotMark(u32),
     Family(Family),
     To(IpNet),
     PortIn(SetName),
@@ -90,17 +106,10 @@ pub(super) enum Match {
 pub(super) enum Action {
     Return,
     Redirect(u16),
+    /// Handed to the transparent socket that listens at this port.
+    Divert(u16),
     SetCtMark(u32),
     SetMark(u32),
-}
-
-/// `ip rule fwmark MARK lookup TABLE` and `local default dev lo table TABLE` in each family.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Routing {
-    pub mark: u32,
-    pub table: u32,
-    pub priority: u32,
-    pub families: Vec<Family>,
 }
 
 impl Plan {
@@ -108,11 +117,16 @@ impl Plan {
     ///
     /// # Errors
     /// [`CaptureError::Setting`] for values that would harm the namespace's own routing.
-    pub fn new(config: &Capture, listen_port: u16, ipv6: bool) -> Result<Self, CaptureError> {
+    pub fn new(
+        config: &Capture,
+        listen_port: u16,
+        ipv6: bool,
+        method: Method,
+    ) -> Result<Self, CaptureError> {
         let marks = Marks::new(config.mark)?;
         check(config, listen_port)?;
         let mut builder = Builder::default();
-        builder.fixed_rules(marks, ipv6);
+        builder.fixed_rules(marks, ipv6, method);
         builder.port_rules(config);
         builder.address_rules(
             Family::V4,
@@ -128,20 +142,24 @@ impl Plan {
                 Elements::V6,
             );
         }
-        builder.rule([], Action::Redirect(listen_port), "captured: handed to the sidecar");
-        let families = if ipv6 { vec![Family::V4, Family::V6] } else { vec![Family::V4] };
+        let (action, kinds) = match method {
+            Method::Redirect => {
+                (Action::Redirect(listen_port), [ChainKind::Redirect, ChainKind::Route])
+            }
+            Method::Route => (Action::SetMark(0), [ChainKind::Unmark, ChainKind::Divert]),
+        };
+        builder.rule([], action, "captured: handed to the sidecar");
+        let other_rules = match method {
+            Method::Redirect => route_rules(marks),
+            Method::Route => divert_rules(marks, listen_port),
+        };
+        let rules = [builder.rules, other_rules];
         Ok(Self {
             sets: builder.sets,
-            chains: vec![
-                ChainPlan { kind: ChainKind::Redirect, rules: builder.rules },
-                ChainPlan { kind: ChainKind::Route, rules: route_rules(marks) },
-            ],
-            routing: Routing {
-                mark: marks.delivery,
-                table: config.route_table,
-                priority: config.rule_priority,
-                families,
-            },
+            chains: std::iter::zip(kinds, rules)
+                .map(|(kind, rules)| ChainPlan { kind, rules })
+                .collect(),
+            routing: Routing::new(config, marks, ipv6, method),
         })
     }
 }
@@ -184,6 +202,24 @@ fn route_rules(marks: Marks) -> Vec<RulePlan> {
     ]
 }
 
+/// Where the pod's own routing leads what is captured to `lo`, its first packet is handed to the
+/// sidecar's listener; the rest finds its socket by the addresses. The mark of what comes from
+/// outside is inherited by the socket that accepts it, so that the answers are not captured.
+fn divert_rules(marks: Marks, listen_port: u16) -> Vec<RulePlan> {
+    vec![
+        RulePlan {
+            matches: vec![Match::NotInLoopback, Match::Tcp, Match::Mark(0)],
+            action: Action::SetMark(marks.inbound),
+            comment: "from outside: its answers go out again",
+        },
+        RulePlan {
+            matches: vec![Match::InLoopback, Match::Mark(0), Match::Syn],
+            action: Action::Divert(listen_port),
+            comment: "captured: arrives at the sidecar",
+        },
+    ]
+}
+
 #[derive(Default)]
 struct Builder {
     sets: Vec<SetPlan>,
@@ -205,24 +241,33 @@ impl Builder {
     }
 
     /// What no config can change.
-    fn fixed_rules(&mut self, marks: Marks, ipv6: bool) {
+    fn fixed_rules(&mut self, marks: Marks, ipv6: bool, method: Method) {
         let net = |text: &str| text.parse::<IpNet>().expect("a constant network");
         self.skip([Match::NotTcp], "only TCP is captured");
+        // Conntrack takes up connections that are older than itself in the middle; to redirect
+        // those would break them. Where capture routes it is nearly every packet.
+        self.skip([Match::NotSyn], "not the first packet of a connection");
         if !ipv6 {
             self.skip([Match::Family(Family::V6)], "IPv6 is off in this namespace");
         }
-        self.skip([Match::OutLoopback], "stays in the pod");
+        self.skip([Match::Mark(marks.passthrough)], "the sidecar's passthrough connections");
+        self.skip([Match::Mark(marks.delivery)], "the sidecar's deliveries to the application");
+        match method {
+            Method::Redirect => self.skip([Match::OutLoopback], "stays in the pod"),
+            Method::Route => {
+                self.skip([Match::NotMark(0)], "another program's mark");
+                let not_captured = Action::SetMark(marks.inbound);
+                self.rule([], not_captured, "not captured, unless all rules below are passed");
+                // What is captured goes over `lo` as well.
+                self.skip([Match::ToOwn], "stays in the pod");
+            }
+        }
         self.skip([Match::To(net("127.0.0.0/8"))], "loopback");
         if ipv6 {
             self.skip([Match::To(net("::1/128"))], "loopback");
             // Such an address means nothing without its interface, which a redirect loses.
             self.skip([Match::To(net("fe80::/10"))], "link-local");
         }
-        self.skip([Match::Mark(marks.passthrough)], "the sidecar's passthrough connections");
-        self.skip([Match::Mark(marks.delivery)], "the sidecar's deliveries to the application");
-        // Conntrack takes up connections that are older than itself in the middle; to redirect
-        // those would break them.
-        self.skip([Match::NotSyn], "connections older than the capture");
     }
 
     fn port_rules(&mut self, config: &Capture) {

@@ -1,50 +1,83 @@
-//! CIDR lists of the user as what an nftables interval set takes: disjoint ranges in order.
+//! Lists of the user as what the kernel takes: disjoint ranges in order, or networks again.
 //!
 //! The kernel refuses overlapping intervals, and a list in a config may well overlap.
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// An address that a range can be made of.
-pub(super) trait Address: Copy + Ord {
+/// What a range can be made of.
+pub(super) trait Step: Copy + Ord {
+    /// The one after this one; `None` after the last of all.
+    fn next(self) -> Option<Self>;
+    fn previous(self) -> Option<Self>;
+}
+
+pub(super) trait Address: Step {
     const FIRST: Self;
     const LAST: Self;
-    /// The address after this one; `None` after the last of all.
-    fn next(self) -> Option<Self>;
     /// The family's first and last address of a network, if it is of this family.
     fn bounds(net: &IpNet) -> Option<(Self, Self)>;
+    /// The fewest networks that hold the range and nothing else.
+    fn networks(range: Range<Self>) -> Vec<IpNet>;
+}
+
+impl Step for u16 {
+    fn next(self) -> Option<Self> {
+        self.checked_add(1)
+    }
+    fn previous(self) -> Option<Self> {
+        self.checked_sub(1)
+    }
+}
+
+impl Step for Ipv4Addr {
+    fn next(self) -> Option<Self> {
+        u32::from(self).checked_add(1).map(Self::from)
+    }
+    fn previous(self) -> Option<Self> {
+        u32::from(self).checked_sub(1).map(Self::from)
+    }
+}
+
+impl Step for Ipv6Addr {
+    fn next(self) -> Option<Self> {
+        self.to_bits().checked_add(1).map(Self::from_bits)
+    }
+    fn previous(self) -> Option<Self> {
+        self.to_bits().checked_sub(1).map(Self::from_bits)
+    }
 }
 
 impl Address for Ipv4Addr {
     const FIRST: Self = Ipv4Addr::UNSPECIFIED;
     const LAST: Self = Ipv4Addr::BROADCAST;
-    fn next(self) -> Option<Self> {
-        u32::from(self).checked_add(1).map(Self::from)
-    }
     fn bounds(net: &IpNet) -> Option<(Self, Self)> {
         match (net.network(), net.broadcast()) {
             (IpAddr::V4(first), IpAddr::V4(last)) => Some((first, last)),
             _ => None,
         }
     }
+    fn networks(range: Range<Self>) -> Vec<IpNet> {
+        Ipv4Subnets::new(range.first, range.last, 0).map(IpNet::V4).collect()
+    }
 }
 
 impl Address for Ipv6Addr {
     const FIRST: Self = Ipv6Addr::UNSPECIFIED;
     const LAST: Self = Ipv6Addr::from_bits(u128::MAX);
-    fn next(self) -> Option<Self> {
-        self.to_bits().checked_add(1).map(Self::from_bits)
-    }
     fn bounds(net: &IpNet) -> Option<(Self, Self)> {
         match (net.network(), net.broadcast()) {
             (IpAddr::V6(first), IpAddr::V6(last)) => Some((first, last)),
             _ => None,
         }
     }
+    fn networks(range: Range<Self>) -> Vec<IpNet> {
+        Ipv6Subnets::new(range.first, range.last, 0).map(IpNet::V6).collect()
+    }
 }
 
 /// From the first to the last address, both included.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Range<A> {
     pub first: A,
     pub last: A,
@@ -52,8 +85,15 @@ pub(super) struct Range<A> {
 
 /// The networks of one family as ranges: sorted, overlapping and adjacent ones joined.
 pub(super) fn ranges<A: Address>(nets: &[IpNet]) -> Vec<Range<A>> {
-    let mut all: Vec<Range<A>> =
-        nets.iter().filter_map(A::bounds).map(|(first, last)| Range { first, last }).collect();
+    joined(nets.iter().filter_map(A::bounds).map(|(first, last)| Range { first, last }).collect())
+}
+
+/// Ports as ranges, in the same way.
+pub(super) fn port_ranges(ports: &[u16]) -> Vec<Range<u16>> {
+    joined(ports.iter().map(|&port| Range { first: port, last: port }).collect())
+}
+
+fn joined<A: Step>(mut all: Vec<Range<A>>) -> Vec<Range<A>> {
     all.sort_unstable();
     let mut joined: Vec<Range<A>> = Vec::with_capacity(all.len());
     for range in all {
@@ -65,6 +105,34 @@ pub(super) fn ranges<A: Address>(nets: &[IpNet]) -> Vec<Range<A>> {
         }
     }
     joined
+}
+
+/// What is in `included` and not in `excluded`; both sorted and disjoint, as the result is.
+pub(super) fn without<A: Step>(included: &[Range<A>], excluded: &[Range<A>]) -> Vec<Range<A>> {
+    let mut left = Vec::with_capacity(included.len() + excluded.len());
+    let mut excluded = excluded.iter().peekable();
+    for range in included {
+        let mut first = Some(range.first);
+        while let (Some(from), Some(hole)) = (first, excluded.peek()) {
+            if hole.first > range.last {
+                break;
+            }
+            if let Some(last) = hole.first.previous().filter(|last| from <= *last) {
+                left.push(Range { first: from, last });
+            }
+            if hole.last > range.last {
+                first = None;
+                break;
+            }
+            // A hole that ends before this range begins is one of the gaps between the ranges.
+            first = hole.last.next().map(|next| next.max(from));
+            excluded.next();
+        }
+        if let Some(first) = first.filter(|first| *first <= range.last) {
+            left.push(Range { first, last: range.last });
+        }
+    }
+    left
 }
 
 /// Whether the ranges are the whole address space.
@@ -131,11 +199,45 @@ mod tests {
             for two in ranges.windows(2) {
                 prop_assert!(two[0].last.next().unwrap() < two[1].first);
             }
+            let networks: Vec<_> = ranges.iter().flat_map(|r| Ipv4Addr::networks(*r)).collect();
             let edges = ranges.iter().flat_map(|r| [r.first, r.last]);
             for address in probes.into_iter().map(Ipv4Addr::from).chain(edges) {
                 let inside = ranges.iter().any(|r| r.first <= address && address <= r.last);
                 prop_assert_eq!(inside, nets.iter().any(|n| n.contains(&IpAddr::V4(address))));
+                let again = networks.iter().filter(|n| n.contains(&IpAddr::V4(address))).count();
+                prop_assert_eq!(usize::from(inside), again, "in one network of the range's");
             }
+        }
+
+        #[test]
+        fn what_is_excluded_is_taken_out_and_nothing_else(
+            [included, excluded] in [
+                prop::collection::vec(0u16..40, 0..30),
+                prop::collection::vec(0u16..40, 0..30),
+            ],
+        ) {
+            let left = without(&port_ranges(&included), &port_ranges(&excluded));
+            for two in left.windows(2) {
+                prop_assert!(two[0].last < two[1].first);
+            }
+            for port in 0..41 {
+                let inside = left.iter().any(|range| range.first <= port && port <= range.last);
+                prop_assert_eq!(inside, included.contains(&port) && !excluded.contains(&port));
+            }
+        }
+
+        #[test]
+        fn ranges_touch_the_ends_of_the_space(first: bool, last: bool) {
+            let holes: Vec<Range<u16>> = [first.then_some(0), last.then_some(u16::MAX)]
+                .into_iter()
+                .flatten()
+                .map(|port| Range { first: port, last: port })
+                .collect();
+            let all = [Range { first: 0, last: u16::MAX }];
+            let left = without(&all, &holes);
+            let expected = Range { first: u16::from(first), last: u16::MAX - u16::from(last) };
+            prop_assert_eq!(left, [expected]);
+            prop_assert!(without(&all, &all).is_empty());
         }
     }
 }

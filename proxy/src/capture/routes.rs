@@ -1,38 +1,29 @@
-//! Policy routing for deliveries, by rtnetlink: `ip rule fwmark MARK lookup TABLE` and
-//! `local default dev lo table TABLE`, for each address family.
+//! Policy routing by rtnetlink, for deliveries and where capture routes: rules that lead to a table,
+//! and routes in it that make addresses local.
 //!
 //! What it does not do: touch a rule or route that another program made. Ours bear a routing
 //! protocol number that tells whose they are.
 
+mod entry;
+
 use super::plan::Routing;
 use super::{CaptureError, Family};
+use entry::{Entry, capture_rules, our_route, our_rule, tables};
 use futures_util::TryStreamExt;
-use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::LinkFlags;
-use rtnetlink::packet_route::route::{
-    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
-use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 use rustix::io::Errno;
+use std::collections::HashSet;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use tokio::runtime::{Builder, Runtime};
 
-/// Shown by `ip rule` and `ip route` as `proto 157`.
-const PROTOCOL: RouteProtocol = RouteProtocol::Other(157);
 /// `lo` has this index in every namespace.
 const LOOPBACK_INDEX: u32 = 1;
 const RULES: &str = "policy routing (CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES)";
 
-/// One thing that can be added or removed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Entry {
-    Route { family: Family, table: u32 },
-    Rule { family: Family, mark: u32, table: u32, priority: u32 },
-}
-
-/// What [`Routes::add`] added; what was there before is not in it.
+/// What was added; what was there before is not in it.
+#[derive(Default)]
 pub(super) struct Added(Vec<Entry>);
 
 pub(super) struct Routes {
@@ -63,23 +54,34 @@ impl Routes {
         Ok(links.iter().any(|link| link.header.flags.contains(LinkFlags::Up)))
     }
 
-    /// Adds what `routing` wants and is not there yet. After a failure nothing has been added.
-    pub fn add(&self, routing: &Routing) -> Result<Added, CaptureError> {
-        let mut added = Added(Vec::new());
-        for entry in entries(routing) {
-            match self.runtime.block_on(self.add_entry(&entry)) {
-                Ok(()) => added.0.push(entry),
-                Err(error) if errno(&error) == Some(Errno::EXIST) => {}
-                Err(error) => {
-                    self.undo(&added);
-                    return Err(explain("add", &entry, &error));
-                }
-            }
+    /// Adds what `routing` wants and is not there yet, but for the rules of the capture. After a
+    /// failure nothing has been added.
+    pub fn add_tables(&self, routing: &Routing) -> Result<Added, CaptureError> {
+        let mut added = Added::default();
+        if let Err(error) = self.add(tables(routing), &mut added) {
+            self.undo(&added);
+            return Err(error);
         }
         Ok(added)
     }
 
-    /// Takes back what [`Routes::add`] added. Best effort: it follows another failure, which is
+    /// Adds the rules of the capture.
+    pub fn add_capture(&self, routing: &Routing, added: &mut Added) -> Result<(), CaptureError> {
+        self.add(capture_rules(routing), added)
+    }
+
+    fn add(&self, entries: Vec<Entry>, added: &mut Added) -> Result<(), CaptureError> {
+        for entry in entries {
+            match self.runtime.block_on(self.add_entry(&entry)) {
+                Ok(()) => added.0.push(entry),
+                Err(error) if errno(&error) == Some(Errno::EXIST) => {}
+                Err(error) => return Err(explain("add", &entry, &error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back what was added. Best effort: it follows another failure, which is
     /// the one to be told.
     pub fn undo(&self, added: &Added) {
         for entry in added.0.iter().rev() {
@@ -91,8 +93,18 @@ impl Routes {
 
     /// Removes what a run with another config left.
     pub fn remove_others(&self, routing: &Routing) -> Result<(), CaptureError> {
-        let wanted = entries(routing);
+        let wanted: HashSet<Entry> =
+            tables(routing).into_iter().chain(capture_rules(routing)).collect();
         self.remove_where(|entry| !wanted.contains(entry))
+    }
+
+    /// Whether there are rules of the capture.
+    pub fn route_captures(&self) -> Result<bool, CaptureError> {
+        Ok(self.ours()?.iter().any(Entry::captures))
+    }
+
+    pub fn remove_capture(&self) -> Result<(), CaptureError> {
+        self.remove_where(Entry::captures)
     }
 
     pub fn remove_all(&self) -> Result<(), CaptureError> {
@@ -154,107 +166,22 @@ impl Routes {
     }
 
     async fn add_entry(&self, entry: &Entry) -> Result<(), rtnetlink::Error> {
-        match *entry {
-            Entry::Route { family, table } => {
-                self.handle.route().add(route_message(family, table)).execute().await
-            }
-            Entry::Rule { family, mark, table, priority } => {
+        match entry {
+            Entry::Route(route) => self.handle.route().add(route.message()).execute().await,
+            Entry::Rule(rule) => {
                 let mut request = self.handle.rule().add();
-                *request.message_mut() = rule_message(family, mark, table, priority);
+                *request.message_mut() = rule.message();
                 request.execute().await
             }
         }
     }
 
     async fn remove_entry(&self, entry: &Entry) -> Result<(), rtnetlink::Error> {
-        match *entry {
-            Entry::Route { family, table } => {
-                self.handle.route().del(route_message(family, table)).execute().await
-            }
-            Entry::Rule { family, mark, table, priority } => {
-                let message = rule_message(family, mark, table, priority);
-                self.handle.rule().del(message).execute().await
-            }
+        match entry {
+            Entry::Route(route) => self.handle.route().del(route.message()).execute().await,
+            Entry::Rule(rule) => self.handle.rule().del(rule.message()).execute().await,
         }
     }
-}
-
-/// The routes come first: a rule never points to a table without its route.
-fn entries(routing: &Routing) -> Vec<Entry> {
-    let &Routing { mark, table, priority, .. } = routing;
-    let routes = routing.families.iter().map(|&family| Entry::Route { family, table });
-    let rules =
-        routing.families.iter().map(|&family| Entry::Rule { family, mark, table, priority });
-    routes.chain(rules).collect()
-}
-
-fn address_family(family: Family) -> AddressFamily {
-    match family {
-        Family::V4 => AddressFamily::Inet,
-        Family::V6 => AddressFamily::Inet6,
-    }
-}
-
-fn route_message(family: Family, table: u32) -> RouteMessage {
-    fn build<T>(builder: RouteMessageBuilder<T>, table: u32) -> RouteMessage {
-        builder
-            .table_id(table)
-            .kind(RouteType::Local)
-            .scope(RouteScope::Host)
-            .protocol(PROTOCOL)
-            .output_interface(LOOPBACK_INDEX)
-            .build()
-    }
-    let mut message = match family {
-        Family::V4 => build(RouteMessageBuilder::<Ipv4Addr>::new(), table),
-        Family::V6 => build(RouteMessageBuilder::<Ipv6Addr>::new(), table),
-    };
-    if table > u32::from(u8::MAX) {
-        message.header.table = RouteHeader::RT_TABLE_UNSPEC;
-    }
-    message
-}
-
-fn rule_message(family: Family, mark: u32, table: u32, priority: u32) -> RuleMessage {
-    let mut message = RuleMessage::default();
-    message.header.family = address_family(family);
-    message.header.action = RuleAction::ToTable;
-    message.attributes = vec![
-        RuleAttribute::Table(table),
-        RuleAttribute::Priority(priority),
-        RuleAttribute::FwMark(mark),
-        RuleAttribute::Protocol(PROTOCOL),
-    ];
-    message
-}
-
-/// A rule without all of our attributes is not ours, whatever its protocol number.
-fn our_rule(family: Family, rule: &RuleMessage) -> Option<Entry> {
-    let (mut ours, mut mark, mut table, mut priority) = (false, None, None, None);
-    for attribute in &rule.attributes {
-        match *attribute {
-            RuleAttribute::Protocol(protocol) => ours = protocol == PROTOCOL,
-            RuleAttribute::FwMark(value) => mark = Some(value),
-            RuleAttribute::Table(value) => table = Some(value),
-            RuleAttribute::Priority(value) => priority = Some(value),
-            _ => {}
-        }
-    }
-    if !ours {
-        return None;
-    }
-    Some(Entry::Rule { family, mark: mark?, table: table?, priority: priority? })
-}
-
-fn our_route(family: Family, route: &RouteMessage) -> Option<Entry> {
-    let ours = route.header.protocol == PROTOCOL
-        && route.header.kind == RouteType::Local
-        && route.header.destination_prefix_length == 0;
-    let table = route.attributes.iter().find_map(|attribute| match *attribute {
-        RouteAttribute::Table(table) => Some(table),
-        _ => None,
-    });
-    ours.then(|| Entry::Route { family, table: table.unwrap_or(route.header.table.into()) })
 }
 
 fn errno(error: &rtnetlink::Error) -> Option<Errno> {
@@ -272,16 +199,7 @@ fn is_without_family(error: &rtnetlink::Error) -> bool {
 }
 
 fn explain(verb: &str, entry: &Entry, error: &rtnetlink::Error) -> CaptureError {
-    let what = match *entry {
-        Entry::Route { family, table } => {
-            format!("{verb} the {} route `local default dev lo table {table}`", family.name())
-        }
-        Entry::Rule { family, mark, table, priority } => format!(
-            "{verb} the {} rule `priority {priority} fwmark {mark:#x} lookup {table}`",
-            family.name()
-        ),
-    };
-    explain_as(what, error)
+    explain_as(format!("{verb} the {entry}"), error)
 }
 
 fn explain_as(what: String, error: &rtnetlink::Error) -> CaptureError {

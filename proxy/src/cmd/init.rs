@@ -1,9 +1,9 @@
 //! `rdmesh-proxy init`: programs the pod's network namespace and exits.
 
-use crate::capture;
+use crate::capture::{self, Method};
 use anyhow::Context;
 use ipnet::IpNet;
-use rdmesh_config::{Capture, Log};
+use rdmesh_config::{Capture, Log, ROUTING_SYSCTLS};
 use std::path::PathBuf;
 
 /// Program the pod's network namespace: capture outgoing TCP, route deliveries (CAP_NET_ADMIN)
@@ -63,6 +63,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         tracing::info!(port, "outgoing TCP is captured, IPv4 and IPv6");
     } else {
         tracing::warn!(port, "outgoing TCP is captured, IPv4 only: IPv6 is off in this namespace");
+    }
+    match applied.method {
+        Method::Route => tracing::info!("capture routes: no connection tracking in this pod"),
+        Method::Redirect => tracing::info!(
+            "capture redirects; it costs less CPU where the pod has the sysctls {} (each 1)",
+            ROUTING_SYSCTLS.join(", ")
+        ),
     }
     Ok(())
 }

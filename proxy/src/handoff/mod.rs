@@ -24,7 +24,7 @@ pub use error::{HandoffError, WireError};
 pub use reason::{DialFailure, PassthroughReason, RejectReason};
 pub use socket::{
     StreamSocket, accept, accept_stream, check_listener, check_stream_socket, connect,
-    connected_ends, is_about_one_connection, listen, normalised, original_destination,
+    connected_ends, is_about_one_connection, listen, local_end, normalised, original_destination,
 };
 pub use wire::{
     EARLY_BYTES_MAX, Family, FdRule, Message, NODE_NAME_BYTES_MAX, ToNode, ToSidecar, VERSION,

@@ -155,17 +155,27 @@ pub fn is_about_one_connection(error: Errno) -> bool {
     )
 }
 
-/// Where a connection wanted to go before it was redirected, as connection tracking tells. `end`
-/// is either end of it.
+/// Where a connection wanted to go that was accepted at `local`, by the listener at `port`. By
+/// another port it was routed here, and bears its destination; by that port it was redirected, and
+/// connection tracking tells. Whoever connects to the listener itself wanted to go to `local`.
+#[must_use]
+pub fn original_destination(socket: impl AsFd, local: SocketAddr, port: u16) -> SocketAddr {
+    if local.port() != port {
+        return local;
+    }
+    let tracked = match local {
+        SocketAddr::V4(_) => sockopt::ip_original_dst(socket).map(SocketAddr::V4),
+        SocketAddr::V6(_) => sockopt::ipv6_original_dst(socket).map(SocketAddr::V6),
+    };
+    tracked.map_or(local, normalised)
+}
+
+/// The socket's own end.
 ///
 /// # Errors
-/// When it was not redirected, or has ended.
-pub fn original_destination(socket: impl AsFd, end: SocketAddr) -> io::Result<SocketAddr> {
-    let destination = match end {
-        SocketAddr::V4(_) => SocketAddr::V4(sockopt::ip_original_dst(socket)?),
-        SocketAddr::V6(_) => SocketAddr::V6(sockopt::ipv6_original_dst(socket)?),
-    };
-    Ok(normalised(destination))
+/// When it is no internet socket.
+pub fn local_end(socket: impl AsFd) -> io::Result<SocketAddr> {
+    inet(net::getsockname(socket)?).map_err(io::Error::other)
 }
 
 /// Both ends of a socket that is known to be TCP's.

@@ -232,8 +232,12 @@ fn set_mark(socket: &Socket, mark: u32) -> io::Result<()> {
 }
 
 fn set_transparent(socket: &Socket, marks: Marks, family: SocketAddr) -> io::Result<()> {
+    if marks.delivery == 0 { Ok(()) } else { become_transparent(socket, family) }
+}
+
+/// It may have an address that is not the pod's; an IPv6 socket of either family.
+pub(super) fn become_transparent(socket: &Socket, family: SocketAddr) -> io::Result<()> {
     match family {
-        _ if marks.delivery == 0 => Ok(()),
         SocketAddr::V4(_) => socket.set_ip_transparent_v4(true),
         SocketAddr::V6(_) => socket.set_ip_transparent_v6(true),
     }

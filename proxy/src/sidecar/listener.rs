@@ -1,8 +1,8 @@
-//! The port that capture redirects to, and where a redirected connection wanted to go.
+//! The port where captured connections arrive.
 
 use super::error::SidecarError;
-use crate::handoff::{self, StreamSocket};
-use rustix::fd::{BorrowedFd, OwnedFd};
+use crate::handoff;
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
@@ -13,17 +13,6 @@ use tokio::io::unix::AsyncFd;
 const BACKLOG: i32 = 4096;
 /// A node proxy lets go of what the sidecar before this one has lent as soon as it sees its end.
 const PORT_IS_FREE_WITHIN: Duration = Duration::from_secs(1);
-
-/// Tells where a redirected connection wanted to go.
-pub(super) type Lookup = Box<dyn Fn(BorrowedFd<'_>, &StreamSocket) -> io::Result<SocketAddr>>;
-
-/// Asks connection tracking, which did the redirect.
-pub(super) fn original_destination(
-    socket: BorrowedFd<'_>,
-    ends: &StreamSocket,
-) -> io::Result<SocketAddr> {
-    handoff::original_destination(socket, ends.local)
-}
 
 /// Listens on all addresses of both families, or of IPv4 where IPv6 is switched off.
 pub(super) fn listen(port: u16) -> Result<OwnedFd, SidecarError> {
@@ -61,6 +50,9 @@ fn listen_now(address: SocketAddr) -> io::Result<Socket> {
     socket.set_tcp_nodelay(true)?;
     super::dial::spare_congestion_control(&socket);
     socket.set_nonblocking(true)?;
+    if let Err(error) = super::dial::become_transparent(&socket, address) {
+        tracing::warn!(%error, "connections that the capture routes here are refused");
+    }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket)
@@ -107,7 +99,6 @@ pub(super) fn accept_now(listener: &OwnedFd) -> io::Result<Option<OwnedFd>> {
 mod tests {
     use super::*;
     use crate::handoff::check_stream_socket;
-    use std::os::fd::AsFd;
 
     #[tokio::test]
     async fn both_families_arrive_and_nodelay_is_inherited() {
@@ -120,9 +111,8 @@ mod tests {
             let ends = check_stream_socket(&accepted).unwrap();
             assert_eq!(ends.peer, client.local_addr().unwrap());
             assert!(rustix::net::sockopt::tcp_nodelay(&accepted).unwrap());
-            // Not redirected: there is nothing to find out, or nothing else than where it arrived.
-            let original = original_destination(accepted.as_fd(), &ends);
-            assert!(original.map_or(true, |original| original == ends.local));
+            // Not captured: it wanted to come here.
+            assert_eq!(handoff::original_destination(&accepted, ends.local, port), ends.local);
         }
         assert!(matches!(listen(port), Err(SidecarError::PortInUse { .. })));
     }

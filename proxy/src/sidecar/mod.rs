@@ -1,4 +1,4 @@
-//! Sidecar: accepts a pod's redirected connections and hands them to the node proxy; opens sockets
+//! Sidecar: accepts a pod's captured connections and hands them to the node proxy; opens sockets
 //! to the pod's application when the node proxy asks; relays plain TCP for what the mesh does not
 //! carry.
 //!
@@ -25,11 +25,10 @@ mod tests;
 pub use error::SidecarError;
 pub use metrics::{Handoff, SidecarMetrics};
 
-use crate::handoff::{PassthroughReason, StreamSocket, connected_ends};
+use crate::handoff::{self, PassthroughReason, StreamSocket, connected_ends};
 use backoff::Backoff;
-use listener::Lookup;
 use relay::{Buffers, reset};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::cell::Cell;
 use std::future::Future;
 use std::io;
@@ -81,7 +80,8 @@ pub struct Options {
 
 /// What the pod's network namespace says.
 struct Pod {
-    original_destination: Lookup,
+    /// Where a connection wanted to go that was accepted at this address.
+    original_destination: Box<dyn Fn(BorrowedFd<'_>, SocketAddr) -> SocketAddr>,
     may_deliver: Box<dyn Fn(SocketAddr, SocketAddr) -> bool>,
 }
 
@@ -163,15 +163,24 @@ impl Sidecar {
     pub fn bind(options: Options, metrics: SidecarMetrics) -> Result<Self, SidecarError> {
         let listen_port = options.listen_port;
         let pod = Pod {
-            original_destination: Box::new(listener::original_destination),
+            original_destination: Box::new(move |socket, local| {
+                handoff::original_destination(socket, local, listen_port)
+            }),
             may_deliver: Box::new(move |src, dst| dial::may_deliver(listen_port, src, dst)),
         };
         Self::bind_in(options, metrics, pod)
     }
 
-    fn bind_in(options: Options, metrics: SidecarMetrics, pod: Pod) -> Result<Self, SidecarError> {
+    fn bind_in(
+        mut options: Options,
+        metrics: SidecarMetrics,
+        pod: Pod,
+    ) -> Result<Self, SidecarError> {
         dial::check_privileges(options.marks)?;
         let listener = listener::listen(options.listen_port)?;
+        if let Ok(port) = handoff::check_listener(&listener) {
+            options.listen_port = port;
+        }
         let connections = Arc::new(Semaphore::new(options.connections_max as usize));
         let shared = Rc::new(Shared {
             options,
@@ -317,9 +326,9 @@ fn admit(
 ) {
     // A client that has gone already has no address.
     let Ok(ends) = connected_ends(&socket) else { return };
-    let Some(orig_dst) = redirected_from(shared, &socket, &ends) else {
+    let Some(orig_dst) = captured_from(shared, &socket, &ends) else {
         shared.metrics.handoff(Handoff::Direct);
-        tracing::debug!(src = %ends.peer, "refused a connection that was not redirected");
+        tracing::debug!(src = %ends.peer, "refused a connection that was not captured");
         return reset(socket);
     };
     let client = Client::new(socket, orig_dst, ends.peer, Slot::new(&shared.load, permit));
@@ -334,9 +343,8 @@ fn admit(
 }
 
 /// Where the client wanted to go, unless it wanted to come here.
-fn redirected_from(shared: &Shared, socket: &OwnedFd, ends: &StreamSocket) -> Option<SocketAddr> {
-    let orig_dst = (shared.pod.original_destination)(socket.as_fd(), ends).ok()?;
-    let here = orig_dst == ends.local
-        || (orig_dst.port() == shared.options.listen_port && dial::is_own_address(orig_dst));
+fn captured_from(shared: &Shared, socket: &OwnedFd, ends: &StreamSocket) -> Option<SocketAddr> {
+    let orig_dst = (shared.pod.original_destination)(socket.as_fd(), ends.local);
+    let here = orig_dst.port() == shared.options.listen_port && dial::is_own_address(orig_dst);
     (!here).then_some(orig_dst)
 }

@@ -24,7 +24,7 @@ pub(super) async fn returned(
     early: Vec<u8>,
 ) {
     let found = check_stream_socket(&socket).map_err(io::Error::other).and_then(|ends| {
-        let orig_dst = (shared.pod.original_destination)(socket.as_fd(), &ends)?;
+        let orig_dst = (shared.pod.original_destination)(socket.as_fd(), ends.local);
         rustix::io::ioctl_fionbio(&socket, true)?;
         Ok((ends.peer, orig_dst))
     });

@@ -55,7 +55,7 @@ impl Lab {
         let pod = Pod {
             original_destination: {
                 let target = Rc::clone(&target);
-                Box::new(move |_, _| Ok(target.get()))
+                Box::new(move |_, _| target.get())
             },
             may_deliver: Box::new(|src, _| src.port() != 9),
         };

@@ -44,6 +44,43 @@ impl Expression for Redirect {
     }
 }
 
+/// `tproxy to :PORT`, of either family; the port stands in `port_register`, in network byte order.
+pub struct Tproxy {
+    pub port_register: Register,
+}
+
+impl Expression for Tproxy {
+    fn to_expr(&self, _rule: &Rule) -> NonNull<sys::nftnl_expr> {
+        let expression = allocate(c"tproxy");
+        set_u32(expression, sys::NFTNL_EXPR_TPROXY_FAMILY, libc::NFPROTO_UNSPEC as u32);
+        set_u32(expression, sys::NFTNL_EXPR_TPROXY_REG_PORT, self.port_register.to_raw());
+        expression
+    }
+}
+
+/// `fib daddr . mark type`: loads what the routing of a packet with this destination and mark says
+/// of the destination into register 1, as a `u32`. [`DestinationType::LOCAL`] is an address of the
+/// namespace itself.
+pub struct DestinationType;
+
+impl DestinationType {
+    /// `RTN_LOCAL` of the kernel's rtnetlink.h.
+    pub const LOCAL: u32 = libc::RTN_LOCAL as u32;
+    /// `NFT_FIB_RESULT_ADDRTYPE`, `NFTA_FIB_F_DADDR` and `_MARK` of the kernel's nf_tables.h.
+    const RESULT_ADDRESS_TYPE: u32 = 3;
+    const BY_DESTINATION_AND_MARK: u32 = 1 << 1 | 1 << 2;
+}
+
+impl Expression for DestinationType {
+    fn to_expr(&self, _rule: &Rule) -> NonNull<sys::nftnl_expr> {
+        let expression = allocate(c"fib");
+        set_u32(expression, sys::NFTNL_EXPR_FIB_DREG, Register::Reg1.to_raw());
+        set_u32(expression, sys::NFTNL_EXPR_FIB_RESULT, Self::RESULT_ADDRESS_TYPE);
+        set_u32(expression, sys::NFTNL_EXPR_FIB_FLAGS, Self::BY_DESTINATION_AND_MARK);
+        expression
+    }
+}
+
 /// Looks register 1 up in a set and goes on when it is **not** there.
 pub struct LookupNot {
     set_name: CString,

@@ -2,7 +2,7 @@
 
 use crate::lab::*;
 use rdmesh_config::Capture;
-use rdmesh_proxy::capture::{self, CaptureError};
+use rdmesh_proxy::capture::{self, CaptureError, Method};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use std::net::Ipv4Addr;
 
@@ -66,4 +66,17 @@ fn a_wrong_setting_changes_nothing() {
     let error = pod.run(|| capture::apply(&wrong, 15701)).unwrap_err();
     assert!(error.to_string().starts_with("capture.route_table = 254"), "{error}");
     assert_eq!(pod.state(), before);
+}
+
+#[test]
+fn too_many_routes_are_no_reason_to_fail() {
+    let World { pod, .. } = World::routing();
+    let every_other = |n: u32| format!("{}/32", Ipv4Addr::from(n * 2)).parse().unwrap();
+    let many = Capture {
+        exclude_outbound_cidrs: (1 << 24..(1 << 24) + 11_000).map(every_other).collect(),
+        ..Capture::default()
+    };
+    let applied = pod.run(|| capture::apply(&many, 15701)).unwrap();
+    assert_eq!(applied.method, Method::Redirect);
+    assert!(!pod.state().contains("ipproto"), "and nothing is left of the attempt");
 }

@@ -1,6 +1,9 @@
 //! Network namespaces without names: each lives as long as its descriptor, so that nothing can be
 //! left behind, whatever becomes of the test.
 
+use rdmesh_config::ROUTING_SYSCTLS;
+use rdmesh_proxy::capture::Method;
+use rdmesh_proxy::handoff;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::fs::File;
@@ -72,12 +75,23 @@ impl Netns {
             .join("--\n")
         })
     }
+
+    /// Lets capture route here, or not.
+    pub fn allow_routing(&self, value: &str) {
+        self.run(|| {
+            for name in ROUTING_SYSCTLS {
+                write(&format!("/proc/sys/{}", name.replace('.', "/")), value);
+            }
+        });
+    }
 }
 
 /// A pod with a default route to a namespace that stands for the rest of the world.
 pub struct World {
     pub pod: Netns,
     pub outside: Netns,
+    /// How capture gets packets to the sidecar.
+    pub method: Method,
 }
 
 pub const POD_V4: &str = "10.77.0.2";
@@ -86,6 +100,22 @@ pub const POD_V6: &str = "fd77::2";
 pub const SERVERS: [&str; 4] = ["192.0.2.1", "198.51.100.7", "fd99::1", "fd98::7"];
 
 impl World {
+    /// One where capture redirects, and one where it routes.
+    pub fn both() -> [Self; 2] {
+        [Self::new(), Self::routing()]
+    }
+
+    pub fn routing() -> Self {
+        let world = Self::new();
+        world.pod.allow_routing("1");
+        Self { method: Method::Route, ..world }
+    }
+
+    /// The pod's own address, of the family of `to`.
+    pub fn address(to: SocketAddr) -> &'static str {
+        if to.is_ipv4() { POD_V4 } else { POD_V6 }
+    }
+
     pub fn new() -> Self {
         let (pod, outside) = (Netns::new(), Netns::new());
         let path = outside.path();
@@ -110,12 +140,13 @@ impl World {
             sh("ip route add default via 10.77.0.1");
             sh("ip -6 route add default via fd77::1");
         });
-        Self { pod, outside }
+        Self { pod, outside, method: Method::Redirect }
     }
 
     /// The sidecar's listener in the pod.
     pub fn sidecar(&self) -> TcpListener {
         let listener = self.pod.run(|| TcpListener::bind("[::]:15701").unwrap());
+        socket2::SockRef::from(&listener).set_ip_transparent_v6(true).unwrap();
         listener.set_nonblocking(true).unwrap();
         listener
     }
@@ -195,12 +226,10 @@ pub fn accept(listener: &TcpListener) -> Option<TcpStream> {
     }
 }
 
-/// SO_ORIGINAL_DST; also on a socket of a dual-stack listener.
+/// Where a captured connection wanted to go; also on a socket of a dual-stack listener.
 pub fn original_destination(stream: &TcpStream) -> SocketAddr {
-    let socket = socket2::SockRef::from(stream);
-    let v4 = unmapped(stream.peer_addr().unwrap()).is_ipv4();
-    let address = if v4 { socket.original_dst_v4() } else { socket.original_dst_v6() };
-    address.unwrap().as_socket().unwrap()
+    let local = unmapped(stream.local_addr().unwrap());
+    handoff::original_destination(stream, local, 15701)
 }
 
 pub fn unmapped(address: SocketAddr) -> SocketAddr {

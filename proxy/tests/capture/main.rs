@@ -4,5 +4,5 @@
 mod delivery;
 mod failure;
 mod lab;
-mod redirect;
+mod outgoing;
 mod state;

@@ -2,7 +2,7 @@
 
 use crate::lab::*;
 use rdmesh_config::Capture;
-use rdmesh_proxy::capture;
+use rdmesh_proxy::capture::{self, Applied};
 
 fn full_config() -> Capture {
     Capture {
@@ -17,16 +17,19 @@ fn full_config() -> Capture {
 }
 
 /// A world where others have rules, routes and a table as well.
-fn shared_world() -> World {
-    let world = World::new();
-    world.pod.run(|| {
-        sh("ip rule add fwmark 5 lookup 157 priority 157");
-        sh("ip -6 rule add fwmark 5 lookup 157 priority 157");
-        sh("ip route add 203.0.113.0/24 via 10.77.0.1 table 157");
-        sh("nft add table inet other");
-        sh("nft add table ip rdmesh");
-    });
-    world
+fn shared_worlds() -> [World; 2] {
+    World::both().map(|world| {
+        world.pod.run(others);
+        world
+    })
+}
+
+fn others() {
+    sh("ip rule add fwmark 5 lookup 157 priority 157");
+    sh("ip -6 rule add fwmark 5 lookup 157 priority 157");
+    sh("ip route add 203.0.113.0/24 via 10.77.0.1 table 157");
+    sh("nft add table inet other");
+    sh("nft add table ip rdmesh");
 }
 
 #[test]
@@ -38,69 +41,110 @@ fn a_person_can_read_the_table() {
 }
 
 #[test]
+fn a_person_can_read_the_table_and_the_routing_where_capture_routes() {
+    let World { pod, .. } = World::routing();
+    pod.run(|| capture::apply(&full_config(), 15701)).unwrap();
+    let text = pod.run(|| {
+        [
+            "nft --stateless list chain inet rdmesh output",
+            "nft --stateless list chain inet rdmesh divert",
+            "ip -4 rule",
+            "ip -6 rule",
+            "ip -4 route show table 158",
+            "ip -6 route show table 158",
+        ]
+        .map(|line| format!("# {line}\n{}", sh(line)))
+        .concat()
+    });
+    let trimmed: String = text.lines().flat_map(|line| [line.trim_end(), "\n"]).collect();
+    assert_eq!(trimmed, include_str!("routing.txt"), "{trimmed}");
+}
+
+#[test]
 fn running_twice_leaves_the_same_state() {
-    let world = shared_world();
-    world.pod.run(|| capture::apply(&full_config(), 15701)).unwrap();
-    let once = world.pod.state();
-    world.pod.run(|| capture::apply(&full_config(), 15701)).unwrap();
-    assert_eq!(world.pod.state(), once);
+    for World { pod, .. } in shared_worlds() {
+        pod.run(|| capture::apply(&full_config(), 15701)).unwrap();
+        let once = pod.state();
+        pod.run(|| capture::apply(&full_config(), 15701)).unwrap();
+        assert_eq!(pod.state(), once);
+    }
 }
 
 #[test]
 fn two_at_once_do_not_disturb_each_other() {
-    let pod = Netns::new();
-    let before = pod.state();
-    std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| pod.run(|| capture::apply(&full_config(), 15701)).unwrap());
-        }
-    });
-    let after = pod.state();
-    pod.run(|| capture::apply(&full_config(), 15701)).unwrap();
-    assert_eq!(pod.state(), after);
-    pod.run(capture::cleanup).unwrap();
-    assert_eq!(pod.state(), before);
+    for World { pod, .. } in World::both() {
+        let before = pod.state();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| pod.run(|| capture::apply(&full_config(), 15701)).unwrap());
+            }
+        });
+        let after = pod.state();
+        pod.run(|| capture::apply(&full_config(), 15701)).unwrap();
+        assert_eq!(pod.state(), after);
+        pod.run(capture::cleanup).unwrap();
+        assert_eq!(pod.state(), before);
+    }
 }
 
 #[test]
 fn cleanup_restores_the_namespace_and_can_be_repeated() {
-    let world = shared_world();
-    let before = world.pod.state();
-    world.pod.run(capture::cleanup).unwrap();
-    assert_eq!(world.pod.state(), before, "nothing to clean up");
-    world.pod.run(|| capture::apply(&full_config(), 15701)).unwrap();
-    assert_ne!(world.pod.state(), before);
-    for _ in 0..2 {
-        world.pod.run(capture::cleanup).unwrap();
-        assert_eq!(world.pod.state(), before);
+    for World { pod, .. } in shared_worlds() {
+        let before = pod.state();
+        pod.run(capture::cleanup).unwrap();
+        assert_eq!(pod.state(), before, "nothing to clean up");
+        pod.run(|| capture::apply(&full_config(), 15701)).unwrap();
+        assert_ne!(pod.state(), before);
+        for _ in 0..2 {
+            pod.run(capture::cleanup).unwrap();
+            assert_eq!(pod.state(), before);
+        }
     }
 }
 
 #[test]
 fn a_changed_config_leaves_nothing_of_the_old_one() {
-    let (world, fresh) = (World::new(), World::new());
-    let before = world.pod.state();
     let old = Capture { mark: 0x51, route_table: 1_000_157, rule_priority: 90, ..full_config() };
-    world.pod.run(|| capture::apply(&old, 15701)).unwrap();
     let changed = Capture { mark: 0x52, ..Capture::default() };
-    world.pod.run(|| capture::apply(&changed, 15702)).unwrap();
-    fresh.pod.run(|| capture::apply(&changed, 15702)).unwrap();
-    assert_eq!(world.pod.state(), fresh.pod.state());
-    world.pod.run(capture::cleanup).unwrap();
-    assert_eq!(world.pod.state(), before);
+    for (World { pod, .. }, fresh) in std::iter::zip(World::both(), World::both()) {
+        let before = pod.state();
+        pod.run(|| capture::apply(&old, 15701)).unwrap();
+        pod.run(|| capture::apply(&changed, 15702)).unwrap();
+        fresh.pod.run(|| capture::apply(&changed, 15702)).unwrap();
+        assert_eq!(pod.state(), fresh.pod.state());
+        pod.run(capture::cleanup).unwrap();
+        assert_eq!(pod.state(), before);
+    }
+}
+
+/// A pod that gets the sysctls, or loses them.
+#[test]
+fn a_changed_method_leaves_nothing_of_the_old_one() {
+    let [redirected, routed] = World::both();
+    let run = || {
+        [&redirected, &routed].map(|World { pod, .. }| {
+            pod.run(|| capture::apply(&full_config(), 15701)).unwrap();
+            pod.state()
+        })
+    };
+    let [with_redirect, with_routes] = run();
+    redirected.pod.allow_routing("1");
+    routed.pod.allow_routing("0");
+    assert!(run() == [with_routes, with_redirect]);
 }
 
 #[test]
 fn a_namespace_without_ipv6_gets_ipv4() {
-    let world = World::new();
-    world.pod.run(|| write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1"));
-    let before = world.pod.state();
-    let applied = world.pod.run(|| capture::apply(&full_config(), 15701)).unwrap();
-    assert!(!applied.ipv6);
-    let sidecar = world.sidecar();
-    let to = address("10.42.1.5", 80);
-    let _client = Client::default().connect(&world.pod, to).unwrap();
-    assert_eq!(original_destination(&accept(&sidecar).unwrap()), to);
-    world.pod.run(capture::cleanup).unwrap();
-    assert_eq!(world.pod.state(), before);
+    for world in World::both() {
+        world.pod.run(|| write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1"));
+        let before = world.pod.state();
+        let applied = world.pod.run(|| capture::apply(&full_config(), 15701)).unwrap();
+        assert_eq!(applied, Applied { ipv6: false, method: world.method });
+        let sidecar = world.sidecar();
+        let to = address("10.42.1.5", 80);
+        let _client = Client::default().connect(&world.pod, to).unwrap();
+        assert_eq!(original_destination(&accept(&sidecar).unwrap()), to);
+        world.pod.run(capture::cleanup).unwrap();
+        assert_eq!(world.pod.state(), before);
+    }
 }

@@ -96,7 +96,7 @@ pub struct Options {
 }
 
 pub const USAGE: &str = "usage: bench_tunnel [--rounds N] [--seconds N] [--only ping64,bulk1,...] \
-[--paths direct,plain,tls,haproxy,hap-redir] [--idle-streams N] [--json FILE] [--no-polling]";
+[--paths direct,plain,redirect,tls,haproxy,hap-redir] [--idle-streams N] [--json FILE] [--no-polling]";
 
 impl Options {
     /// # Errors

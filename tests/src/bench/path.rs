@@ -20,6 +20,8 @@ pub enum PathKind {
     Direct,
     /// rdmesh, `encrypt: false`
     Plain,
+    /// The same in pods without the sysctls that let capture route.
+    Redirect,
     /// rdmesh, `encrypt: true`
     Tls,
     Haproxy,
@@ -29,14 +31,25 @@ pub enum PathKind {
 }
 
 impl PathKind {
-    pub const ALL: [Self; 5] =
-        [Self::Direct, Self::Plain, Self::Tls, Self::Haproxy, Self::HaproxyRedirect];
+    pub const ALL: [Self; 6] = [
+        Self::Direct,
+        Self::Plain,
+        Self::Redirect,
+        Self::Tls,
+        Self::Haproxy,
+        Self::HaproxyRedirect,
+    ];
+
+    fn meshed(self) -> bool {
+        matches!(self, Self::Plain | Self::Redirect | Self::Tls)
+    }
 
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
             Self::Plain => "plain",
+            Self::Redirect => "redirect",
             Self::Tls => "tls",
             Self::Haproxy => "haproxy",
             Self::HaproxyRedirect => "hap-redir",
@@ -67,7 +80,9 @@ type Raw = (&'static str, &'static str, bool, f64);
 
 impl Testbed {
     pub fn new(kind: PathKind, options: &Options) -> Result<Self> {
-        let lab = Lab::new(&Plan::new().pod("client", 1).pod("server", 2), &binary::proxy())?;
+        let routing = matches!(kind, PathKind::Plain | PathKind::Tls);
+        let plan = Plan::new().pod("client", 1).pod("server", 2).routing(routing);
+        let lab = Lab::new(&plan, &binary::proxy())?;
         let server = lab.pod("server");
         let servers = vec![
             workload::iperf_server(&lab, server)?,
@@ -84,7 +99,7 @@ impl Testbed {
                 haproxies = haproxy::start(&lab, &ports, false)?;
                 haproxy::redirect(&lab, &ports)?;
             }
-            PathKind::Plain | PathKind::Tls => {
+            PathKind::Plain | PathKind::Redirect | PathKind::Tls => {
                 lab.configure(|config| {
                     config.node.encrypt = kind == PathKind::Tls;
                     if options.no_polling {
@@ -108,7 +123,7 @@ impl Testbed {
     /// Everything between client and server.
     fn carriers(&self) -> Vec<u32> {
         let mut pids: Vec<u32> = self.haproxies.iter().map(Process::pid).collect();
-        if matches!(self.kind, PathKind::Plain | PathKind::Tls) {
+        if self.kind.meshed() {
             for node in self.lab.nodes() {
                 pids.extend(node.with_process(|process| process.pid()));
             }

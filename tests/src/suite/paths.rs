@@ -38,6 +38,8 @@ pub enum Kind {
     Rdmesh {
         encrypt: bool,
     },
+    /// The same, plain, in pods without the sysctls that let capture route.
+    Redirect,
     SameNode,
     Haproxy {
         tls: bool,
@@ -54,6 +56,7 @@ impl Kind {
             Self::Vxlan,
             Self::Rdmesh { encrypt: false },
             Self::Rdmesh { encrypt: true },
+            Self::Redirect,
             Self::Relay,
             Self::Haproxy { tls: false },
             Self::Haproxy { tls: true },
@@ -70,6 +73,7 @@ impl Kind {
             Self::Vxlan => "vxlan",
             Self::Rdmesh { encrypt: false } => "rdmesh",
             Self::Rdmesh { encrypt: true } => "rdmesh-tls",
+            Self::Redirect => "rdmesh-redirect",
             Self::SameNode => "rdmesh-same-node",
             Self::Haproxy { tls: false } => "haproxy",
             Self::Haproxy { tls: true } => "haproxy-tls",
@@ -84,7 +88,7 @@ impl Kind {
     }
 
     fn meshed(&self) -> bool {
-        matches!(self, Self::SameNode | Self::Rdmesh { .. })
+        matches!(self, Self::SameNode | Self::Redirect | Self::Rdmesh { .. })
     }
 }
 
@@ -101,14 +105,17 @@ pub struct Bed {
 impl Bed {
     pub fn new(kind: Kind) -> Result<Self> {
         let server_node = if kind.same_node() { 1 } else { 2 };
-        let plan = Plan::new().pod("client", 1).pod("server", server_node);
+        let plan = Plan::new()
+            .pod("client", 1)
+            .pod("server", server_node)
+            .routing(kind.meshed() && kind != Kind::Redirect);
         let lab = Lab::new(&plan, &binary::proxy())?;
         let servers = servers::start(&lab, lab.pod("server"))?;
         let mut others = [Vec::new(), Vec::new()];
         match &kind {
             Kind::Direct { .. } => {}
             Kind::Vxlan => vxlan(&lab)?,
-            Kind::Rdmesh { .. } | Kind::SameNode => {
+            Kind::Rdmesh { .. } | Kind::Redirect | Kind::SameNode => {
                 let encrypt = matches!(kind, Kind::Rdmesh { encrypt: true });
                 lab.configure(|config| config.node.encrypt = encrypt);
                 lab.mesh_up()?;

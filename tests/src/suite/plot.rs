@@ -10,7 +10,7 @@ use std::path::Path;
 
 const SIZE: (u32, u32) = (900, 520);
 /// Told apart by people who see few colours as well; one for each path, in the order of the run.
-const COLOURS: [RGBColor; 10] = [
+const COLOURS: [RGBColor; 11] = [
     RGBColor(0, 0, 0),
     RGBColor(153, 153, 153),
     RGBColor(213, 94, 0),
@@ -21,6 +21,7 @@ const COLOURS: [RGBColor; 10] = [
     RGBColor(86, 180, 233),
     RGBColor(120, 94, 240),
     RGBColor(100, 70, 40),
+    RGBColor(170, 20, 70),
 ];
 
 struct Line {

@@ -73,7 +73,8 @@ pub fn write(run: &Run, plots: &[(String, String)], command: &str) -> String {
 
 const PATHS: &str = "\
 Paths: `direct` kernel TCP, routed; `vxlan` the same over a VXLAN device; `rdmesh` and `rdmesh-tls` \
-the `tcp` fabric without and with TLS 1.3 between the nodes; `relay` a pair of relays that read and \
+the `tcp` fabric without and with TLS 1.3 between the nodes, in pods whose sysctls let capture route; \
+`rdmesh-redirect` the first in pods without them; `relay` a pair of relays that read and \
 write, a thread for each direction and a TCP connection for each stream; `haproxy`, `haproxy-tls` \
 and `nginx` pairs of these in the same places, which the client addresses itself, without redirect; \
 `direct-same-node` and `rdmesh-same-node` with both pods on one node.\n\n";

@@ -12,7 +12,7 @@ use nftnl::expr::{
     NetworkHeaderField, Payload, Register, TcpHeaderField, TransportHeaderField, Verdict,
 };
 use nftnl::{Chain, ChainType, Hook, Policy, ProtoFamily, Rule, Table};
-use rdmesh_sys::nft::{CtDirection, Redirect};
+use rdmesh_sys::nft::{CtDirection, DestinationType, Redirect, Tproxy};
 use sets::Sets;
 use std::ffi::{CStr, CString};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -20,6 +20,7 @@ use transaction::Transaction;
 
 const TABLE: &CStr = c"rdmesh";
 const INET_TABLES: &str = "nf_tables (CONFIG_NF_TABLES_INET)";
+const FILTER: &str = "filter packets (nftables chain of type filter)";
 const NAT_PRIORITY: i32 = -100;
 const MANGLE_PRIORITY: i32 = -150;
 /// `lo` has this index in every namespace.
@@ -64,9 +65,10 @@ pub(super) fn remove() -> Result<(), CaptureError> {
 }
 
 fn add_chain(batch: &mut Transaction, table: &Table, plan: &ChainPlan, sets: &Sets) {
-    let (name, kind, priority, what, needs) = match plan.kind {
+    let (name, hook, kind, priority, what, needs) = match plan.kind {
         ChainKind::Redirect => (
             c"output",
+            Hook::Out,
             ChainType::Nat,
             NAT_PRIORITY,
             "translate addresses (nftables chain of type nat)",
@@ -74,14 +76,21 @@ fn add_chain(batch: &mut Transaction, table: &Table, plan: &ChainPlan, sets: &Se
         ),
         ChainKind::Route => (
             c"route",
+            Hook::Out,
             ChainType::Route,
             MANGLE_PRIORITY,
             "route anew by mark (nftables chain of type route)",
             "nf_tables",
         ),
+        ChainKind::Unmark => {
+            (c"output", Hook::Out, ChainType::Filter, MANGLE_PRIORITY, FILTER, "nf_tables")
+        }
+        ChainKind::Divert => {
+            (c"divert", Hook::PreRouting, ChainType::Filter, MANGLE_PRIORITY, FILTER, "nf_tables")
+        }
     };
     let mut chain = Chain::new(name, table);
-    chain.set_hook(Hook::Out, priority);
+    chain.set_hook(hook, priority);
     chain.set_type(kind);
     chain.set_policy(Policy::Accept);
     batch.create(&chain, what, needs);
@@ -104,10 +113,13 @@ fn add_chain(batch: &mut Transaction, table: &Table, plan: &ChainPlan, sets: &Se
 /// What a rule asks of the kernel, for the message when it has not got it.
 fn requirement(rule: &RulePlan) -> (&'static str, &'static str) {
     let tracks = |m: &Match| matches!(m, Match::CtOriginal | Match::CtReply | Match::CtMark(_));
+    let looks_up = |m: &Match| matches!(m, Match::ToOwn);
     match rule.action {
+        Action::Divert(_) => ("hand over connections", "nft_tproxy"),
         Action::Redirect(_) => ("redirect connections", "nft_redir"),
         Action::SetCtMark(_) => ("mark connections (conntrack)", "nft_ct"),
         _ if rule.matches.iter().any(tracks) => ("mark connections (conntrack)", "nft_ct"),
+        _ if rule.matches.iter().any(looks_up) => ("look up addresses", "nft_fib_inet"),
         _ => ("count and match packets", "nf_tables (and nft_counter before Linux 5.17)"),
     }
 }
@@ -122,21 +134,35 @@ fn add_match(rule: &mut Rule<'_>, condition: Match, sets: &Sets) {
             rule.add_expr(&Meta::L4Proto);
             rule.add_expr(&Cmp::new(CmpOp::Neq, IPPROTO_TCP));
         }
-        Match::NotSyn => {
-            load_tcp(
-                rule,
-                TransportHeaderField::Raw { offset_bits: TCP_FLAGS_OFFSET, length_bits: 1 },
-            );
-            rule.add_expr(&Bitwise::new(TCP_FIN_SYN_RST_ACK, 0u8));
-            rule.add_expr(&Cmp::new(CmpOp::Neq, TCP_SYN));
+        Match::Tcp => {
+            rule.add_expr(&Meta::L4Proto);
+            rule.add_expr(&equal(IPPROTO_TCP));
         }
+        Match::NotSyn => match_flags(rule, &Cmp::new(CmpOp::Neq, TCP_SYN)),
+        Match::Syn => match_flags(rule, &equal(TCP_SYN)),
         Match::OutLoopback => {
             rule.add_expr(&Meta::Oif);
             rule.add_expr(&equal(LOOPBACK_INDEX));
         }
+        Match::InLoopback => {
+            rule.add_expr(&Meta::Iif);
+            rule.add_expr(&equal(LOOPBACK_INDEX));
+        }
+        Match::NotInLoopback => {
+            rule.add_expr(&Meta::Iif);
+            rule.add_expr(&Cmp::new(CmpOp::Neq, LOOPBACK_INDEX));
+        }
+        Match::ToOwn => {
+            rule.add_expr(&DestinationType);
+            rule.add_expr(&equal(DestinationType::LOCAL));
+        }
         Match::Mark(mark) => {
             rule.add_expr(&Meta::Mark { set: false });
             rule.add_expr(&equal(mark));
+        }
+        Match::NotMark(mark) => {
+            rule.add_expr(&Meta::Mark { set: false });
+            rule.add_expr(&Cmp::new(CmpOp::Neq, mark));
         }
         Match::Family(family) => match_family(rule, family),
         Match::To(net) => {
@@ -180,6 +206,12 @@ fn add_match(rule: &mut Rule<'_>, condition: Match, sets: &Sets) {
     }
 }
 
+fn match_flags(rule: &mut Rule<'_>, compared: &Cmp<u8>) {
+    load_tcp(rule, TransportHeaderField::Raw { offset_bits: TCP_FLAGS_OFFSET, length_bits: 1 });
+    rule.add_expr(&Bitwise::new(TCP_FIN_SYN_RST_ACK, 0u8));
+    rule.add_expr(compared);
+}
+
 fn match_family(rule: &mut Rule<'_>, family: Family) {
     rule.add_expr(&Meta::NfProto);
     rule.add_expr(&equal(match family {
@@ -207,6 +239,10 @@ fn load_tcp(rule: &mut Rule<'_>, field: TransportHeaderField) {
 fn add_action(rule: &mut Rule<'_>, action: Action) {
     match action {
         Action::Return => rule.add_expr(&Verdict::Return),
+        Action::Divert(port) => {
+            rule.add_expr(&Immediate::new(port.to_be(), Register::Reg1));
+            rule.add_expr(&Tproxy { port_register: Register::Reg1 });
+        }
         Action::Redirect(port) => {
             rule.add_expr(&Immediate::new(port.to_be(), Register::Reg1));
             rule.add_expr(&Redirect { port_register: Register::Reg1 });

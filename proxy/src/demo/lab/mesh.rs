@@ -228,8 +228,7 @@ impl Lab {
         let mut command = self.proxy_command();
         command.arg("init").arg("--config").arg(config);
         self.run(&pod.netns, &mut command, READY_WITHIN)?;
-        let table = lock(&self.mesh).config.capture.route_table;
-        topology::pin_capture_routes(&pod.netns, table)
+        Ok(())
     }
 
     pub fn start_node(&self, node: &Node) -> Result<()> {

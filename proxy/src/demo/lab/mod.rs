@@ -28,6 +28,7 @@ const FIRST_POD: u8 = 10;
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Plan {
     pods: Vec<PodPlan>,
+    routing: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -53,6 +54,13 @@ impl Plan {
     #[must_use]
     pub fn outsider(self, name: &str, node: u8) -> Self {
         self.with(name, node, false)
+    }
+
+    /// All pods get the sysctls that let capture route, as a cluster may give them.
+    #[must_use]
+    pub fn routing(mut self, routing: bool) -> Self {
+        self.routing = routing;
+        self
     }
 
     fn with(mut self, name: &str, node: u8, meshed: bool) -> Self {
@@ -154,6 +162,9 @@ impl Lab {
             let node = here(place.node).context("the pod's node is here")?;
             topology::prepare(&netns)?;
             topology::attach_pod(&node.netns, &netns, place.node, place.index)?;
+            if plan.routing {
+                topology::let_capture_route(&netns)?;
+            }
             pods.push(Pod::new(place, netns));
         }
         let mesh = Mutex::new(mesh::State::new(&places));

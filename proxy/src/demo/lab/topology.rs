@@ -7,6 +7,7 @@
 
 use super::netns::Netns;
 use anyhow::Result;
+use rdmesh_config::ROUTING_SYSCTLS;
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -145,12 +146,12 @@ fn pin_local(batch: &mut String, dev: &str, address: IpAddr) {
     );
 }
 
-/// Pins the routes that `rdmesh-proxy init` made in a pod.
-pub fn pin_capture_routes(pod: &Netns, table: u32) -> Result<()> {
-    pod.ip(&format!(
-        "route replace local default dev lo table {table} {CC}\n\
-         route replace local ::/0 dev lo table {table} {CC}\n"
-    ))
+/// Gives a pod the sysctls without which capture redirects.
+pub fn let_capture_route(pod: &Netns) -> Result<()> {
+    ROUTING_SYSCTLS
+        .iter()
+        .filter_map(|name| name.strip_prefix("net."))
+        .try_for_each(|name| pod.sysctl(&name.replace('.', "/"), "1"))
 }
 
 /// IPv6 is told from IPv4 by the addresses alone: `ip -b` takes no `-6` inside a line.

@@ -12,7 +12,8 @@ use super::slots::Key;
 use super::stream::Blocked;
 use crate::directory::Decision;
 use crate::handoff::{
-    ToSidecar, accept_stream, check_listener, is_about_one_connection, original_destination,
+    ToSidecar, accept_stream, check_listener, is_about_one_connection, local_end,
+    original_destination,
 };
 use crate::metrics::{HandoffOutcome, PassthroughReason};
 use rdmesh_config::Fabric;
@@ -119,7 +120,8 @@ impl Worker {
         let Some(slot) = self.pods.get(key) else { return };
         let snapshot = self.directory.load();
         let pod = slot.pod(&snapshot);
-        let orig_dst = original_destination(&socket, src).ok();
+        let local = local_end(&socket).ok();
+        let orig_dst = local.map(|local| original_destination(&socket, local, port));
         let decision = match orig_dst.filter(|dst| dst.port() != port) {
             Some(orig_dst) if pod.has_address(src.ip()) && !self.full(slot) => {
                 snapshot.resolve(&pod, orig_dst)

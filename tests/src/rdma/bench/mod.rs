@@ -41,7 +41,7 @@ pub struct Wanted {
 /// When the lab cannot be built or a program of ours or of perftest fails.
 pub fn run(wanted: Wanted) -> Result<()> {
     let started = Instant::now();
-    let plan = Plan::new().pod("a", 1).outsider("x", 1).pod("b", 2).outsider("y", 2);
+    let plan = Plan::new().pod("a", 1).outsider("x", 1).pod("b", 2).outsider("y", 2).routing(true);
     let kernel = if wanted.smc { Kernel::Backports } else { Kernel::Stable };
     let mut cluster = Cluster::boot_on(kernel, &plan, &binary::proxy())?;
     let mut figures = Figures::default();
