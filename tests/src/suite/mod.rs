@@ -163,6 +163,8 @@ fn choose_paths(options: &Options) -> Result<Vec<Kind>> {
     }
     if !options.paths.is_empty() {
         kinds.retain(|kind| options.paths.iter().any(|name| name == kind.name()));
+    } else if options.quick {
+        kinds.retain(|kind| !matches!(kind, Kind::Vxlan | Kind::Redirect));
     }
     Ok(kinds)
 }
@@ -177,6 +179,8 @@ mod tests {
 
     #[test]
     fn arguments_are_checked() {
+        let quick = choose_paths(&parse("--quick").unwrap()).unwrap();
+        assert!(quick.len() < Kind::all().len() && !quick.contains(&Kind::Redirect));
         let options = parse("--quick --only ping,bulk --paths direct --seconds 0").unwrap();
         assert_eq!((options.rounds, options.seconds), (1, 1));
         assert_eq!(choose_paths(&options).unwrap().len(), 1);
