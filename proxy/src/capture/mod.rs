@@ -9,6 +9,8 @@
 //!   This needs some route to the client, usually the pod's default route. Our rules and routes
 //!   bear a routing protocol number of their own, and only those that bear it are ever removed.
 //!
+//! Besides, `lo` may take packets of 256 KiB, where the kernel can: they spare CPU in bulk.
+//!
 //! There are two ways, [`Method`]. By **redirect**, chain `output` translates the destination to
 //! the sidecar's, and chain `route` marks the answers to delivered connections; both ask connection
 //! tracking about each packet. It needs no sysctl, and Kubernetes lets an ordinary container write
@@ -86,16 +88,20 @@ pub fn apply(config: &Capture, listen_port: u16) -> Result<Applied, CaptureError
     if !routes.loopback_is_up()? {
         return Err(CaptureError::LoopbackDown);
     }
+    let mut method = Method::Redirect;
     if sysctls::are_set(ipv6) && is_free_to_route(&routes)? {
         match set_up(&plan(Method::Route)?, &routes) {
-            Ok(()) => return Ok(Applied { ipv6, method: Method::Route }),
+            Ok(()) => method = Method::Route,
             Err(error) => {
                 tracing::warn!(%error, "capture redirects, although the sysctls would let it route");
             }
         }
     }
-    set_up(&redirect, &routes)?;
-    Ok(Applied { ipv6, method: Method::Redirect })
+    if method == Method::Redirect {
+        set_up(&redirect, &routes)?;
+    }
+    routes.enlarge_loopback_packets();
+    Ok(Applied { ipv6, method })
 }
 
 fn set_up(plan: &plan::Plan, routes: &routes::Routes) -> Result<(), CaptureError> {
@@ -140,6 +146,7 @@ pub fn cleanup() -> Result<(), CaptureError> {
     // What they lead to `lo` would be refused there without the table.
     routes.remove_capture()?;
     nft::remove()?;
+    routes.restore_loopback_packets();
     routes.remove_all()
 }
 

@@ -5,12 +5,12 @@
 //! protocol number that tells whose they are.
 
 mod entry;
+mod loopback;
 
 use super::plan::Routing;
 use super::{CaptureError, Family};
 use entry::{Entry, capture_rules, our_route, our_rule, tables};
 use futures_util::TryStreamExt;
-use rtnetlink::packet_route::link::LinkFlags;
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 use rustix::io::Errno;
 use std::collections::HashSet;
@@ -43,15 +43,6 @@ impl Routes {
             handle
         };
         Ok(Self { runtime, handle })
-    }
-
-    pub fn loopback_is_up(&self) -> Result<bool, CaptureError> {
-        let links = self.handle.link().get().match_index(LOOPBACK_INDEX).execute();
-        let links: Vec<_> = self
-            .runtime
-            .block_on(links.try_collect())
-            .map_err(|error| explain_as("look at the loopback interface".into(), &error))?;
-        Ok(links.iter().any(|link| link.header.flags.contains(LinkFlags::Up)))
     }
 
     /// Adds what `routing` wants and is not there yet, but for the rules of the capture. After a

@@ -70,7 +70,8 @@ fn a_wrong_setting_changes_nothing() {
 
 #[test]
 fn too_many_routes_are_no_reason_to_fail() {
-    let World { pod, .. } = World::routing();
+    let world = World::routing();
+    let pod = &world.pod;
     let every_other = |n: u32| format!("{}/32", Ipv4Addr::from(n * 2)).parse().unwrap();
     let many = Capture {
         exclude_outbound_cidrs: (1 << 24..(1 << 24) + 11_000).map(every_other).collect(),

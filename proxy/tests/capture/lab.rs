@@ -70,6 +70,7 @@ impl Netns {
                 "ip -6 rule",
                 "ip -4 route show table all",
                 "ip -6 route show table all",
+                "ip -details link show lo",
             ]
             .map(sh)
             .join("--\n")

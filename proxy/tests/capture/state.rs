@@ -42,7 +42,8 @@ fn a_person_can_read_the_table() {
 
 #[test]
 fn a_person_can_read_the_table_and_the_routing_where_capture_routes() {
-    let World { pod, .. } = World::routing();
+    let world = World::routing();
+    let pod = &world.pod;
     pod.run(|| capture::apply(&full_config(), 15701)).unwrap();
     let text = pod.run(|| {
         [
@@ -100,6 +101,25 @@ fn cleanup_restores_the_namespace_and_can_be_repeated() {
             assert_eq!(pod.state(), before);
         }
     }
+}
+
+#[test]
+fn loopback_takes_larger_packets_unless_another_program_has_set_their_size() {
+    let size = |pod: &Netns| {
+        let link = pod.run(|| sh("ip -details link show lo"));
+        let mut words = link.split_whitespace().skip_while(|word| *word != "gso_max_size");
+        words.nth(1).unwrap().parse::<u32>().unwrap()
+    };
+    let pod = Netns::new();
+    pod.run(|| capture::apply(&full_config(), 15701)).unwrap();
+    assert_eq!(size(&pod), 256 << 10);
+    pod.run(|| sh("ip link set lo gso_max_size 50000"));
+    for _ in 0..2 {
+        pod.run(|| capture::apply(&full_config(), 15701)).unwrap();
+        assert_eq!(size(&pod), 50_000);
+        pod.run(capture::cleanup).unwrap();
+    }
+    assert_eq!(size(&pod), 50_000);
 }
 
 #[test]
