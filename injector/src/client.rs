@@ -9,7 +9,7 @@ use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use rdmesh_proxy::trust;
-use rustls::crypto::ring;
+use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -109,7 +109,7 @@ async fn send(
     for ca in CertificateDer::pem_slice_iter(ca.as_bytes()) {
         roots.add(ca.map_err(|e| wrong("the CA")(&e))?).map_err(|e| wrong("the CA")(&e))?;
     }
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| wrong("TLS")(&e))?
         .with_root_certificates(roots)

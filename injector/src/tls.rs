@@ -4,7 +4,7 @@
 
 use arc_swap::ArcSwapOption;
 use rustls::ServerConfig;
-use rustls::crypto::ring;
+use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -63,7 +63,7 @@ impl Serving {
         }
         let key = PrivateKeyDer::from_pem_slice(key_pem)
             .map_err(|error| wrong(format!("the key is no PEM: {error}")))?;
-        let key = CertifiedKey::from_der(chain, key, &ring::default_provider())
+        let key = CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider())
             .map_err(|error| wrong(error.to_string()))?;
         self.current.store(Some(Arc::new(key)));
         Ok(true)
@@ -109,7 +109,7 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
 /// # Errors
 /// When the provider does not know the versions: a fault of this file.
 pub fn server_config(serving: Arc<Serving>) -> Result<Arc<ServerConfig>, TlsError> {
-    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
         .with_cert_resolver(serving);

@@ -26,7 +26,7 @@ impl Client {
         for ca in CertificateDer::pem_slice_iter(trusted.as_bytes()) {
             roots.add(ca.unwrap()).unwrap();
         }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()

@@ -148,7 +148,7 @@ fn handshake() {
         let cert = vec![CertificateDer::from_pem_file(&n.cert).unwrap()];
         (cert, PrivateKeyDer::from_pem_file(&n.key).unwrap())
     };
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let (cert, key) = pair(&made.nodes[0]);
     let client = rustls::ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])

@@ -24,7 +24,7 @@ fn plain() -> Ends {
 fn encrypted() -> Ends {
     let made = rcgen::generate_simple_self_signed(vec!["b".into()]).unwrap();
     let key = made.signing_key.serialize_der();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut roots = rustls::RootCertStore::empty();
     roots.add(made.cert.der().clone()).unwrap();
     let client = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))

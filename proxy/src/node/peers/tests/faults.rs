@@ -26,7 +26,7 @@ async fn a_peer_without_a_certificate_is_refused() {
     let pem = std::fs::read(files.ca).expect("read");
     let ca = rustls::pki_types::pem::PemObject::from_pem_slice(&pem).expect("pem");
     roots.add(ca).expect("CA");
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     for alpn in [tls::ALPN_CONTROL, tls::ALPN_LINK] {
         let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&rustls::version::TLS13])
