@@ -127,7 +127,7 @@ load-image: tools ## Bring the image of `make image` to the nodes of KUBECONFIG'
 	@PATH="$(TOOLS):$$PATH" tests/load-image.sh $(TARGET_DIR)/image.tar
 
 .PHONY: e2e-kube
-e2e-kube: ## End-to-end tests in the cluster of KUBECONFIG, which nobody else may need (E2E_KEEP=1 leaves all up)
+e2e-kube: ## End-to-end tests in the cluster of KUBECONFIG, which nobody else may need (E2E_KEEP=1 leaves all up; E2E_SET=chart values)
 	@[ -n "$${KUBECONFIG:-}" ] || { echo 'make e2e-kube: KUBECONFIG is not set: it installs rdmesh in a cluster, and takes none by default' >&2; exit 1; }
 	@$(MAKE) setup-cluster tools
 	@PATH="$(TOOLS):$$PATH" tests/load-image.sh --check
@@ -136,7 +136,7 @@ e2e-kube: ## End-to-end tests in the cluster of KUBECONFIG, which nobody else ma
 	tests/e2e-image.sh $(TARGET_DIR)/e2e-image.tar $(E2E_POD_IMAGE) nginx curl jq dnsmasq nft prometheus \
 		$(TARGET_DIR)/debug/hold $(TARGET_DIR)/debug/e2e_pod
 	@PATH="$(TOOLS):$$PATH" tests/load-image.sh $(TARGET_DIR)/image.tar $(TARGET_DIR)/e2e-image.tar
-	PATH="$(TOOLS):$$PATH" E2E_IMAGE='$(IMAGE)' E2E_POD_IMAGE='$(E2E_POD_IMAGE)' $(TARGET_DIR)/debug/e2e_kube
+	PATH="$(TOOLS):$$PATH" E2E_IMAGE='$(IMAGE)' E2E_POD_IMAGE='$(E2E_POD_IMAGE)' E2E_SET='$(E2E_SET)' $(TARGET_DIR)/debug/e2e_kube
 
 .PHONY: sim
 sim: setup-build ## Lane simulation: many seeded histories in virtual time (SEEDS=10000)

@@ -13,7 +13,7 @@
 # --check changes nothing: it exits with 1 and names what is missing.
 set -euo pipefail
 
-# A C compiler for `ring` and as the linker; libnftnl and libmnl for the capture rules; the verbs
+# A C compiler for AWS-LC and as the linker; libnftnl and libmnl for the capture rules; the verbs
 # library, and the libclang (14, not another) that makes its Rust declarations.
 build_packages=(
   gcc libc6-dev pkg-config libnftnl-dev libmnl-dev libibverbs-dev librdmacm-dev libclang-14-dev

@@ -35,6 +35,8 @@ pub struct Cluster {
     pub node_b: String,
     image: String,
     pod_image: String,
+    /// Values of the chart besides those that the scenarios set, with spaces between them.
+    settings: String,
     /// Whether the cluster's DNS is ours.
     own_dns: bool,
 }
@@ -85,6 +87,7 @@ impl Cluster {
             kube,
             image: variable("E2E_IMAGE", "localhost/rdmesh:dev"),
             pod_image: variable("E2E_POD_IMAGE", "localhost/rdmesh-e2e:dev"),
+            settings: std::env::var("E2E_SET").unwrap_or_default(),
             own_dns: false,
         };
         cluster.tell_versions(&listed)?;
@@ -177,10 +180,17 @@ impl Cluster {
         let image = [format!("image.repository={repository}"), format!("image.tag={tag}")];
         let mut arguments =
             vec![verb, RELEASE, &*chart, "--namespace", SYSTEM, "--wait", "--timeout", "110s"];
-        for setting in image.iter().map(String::as_str).chain(settings.iter().copied()) {
+        let settings = settings.iter().copied().chain(self.settings.split_whitespace());
+        for setting in image.iter().map(String::as_str).chain(settings) {
             arguments.extend(["--set", setting]);
         }
         self.kube.helm(&arguments)
+    }
+
+    /// Whether the meshed pods have the sysctls by which capture routes.
+    #[must_use]
+    pub fn has_pod_sysctls(&self) -> bool {
+        self.settings.split_whitespace().any(|setting| setting == "sidecar.podSysctls=true")
     }
 
     /// The running pods with these labels.
@@ -293,11 +303,11 @@ impl Cluster {
         Ok(all)
     }
 
-    /// The nftables tables in the namespace of a new pod.
+    /// The nftables rules in the namespace of a new pod.
     ///
     /// # Errors
     /// When the pod does not come up, or nftables do not answer.
-    pub fn tables_of_new_pod(&self, namespace: &str) -> Result<String> {
+    pub fn rules_of_new_pod(&self, namespace: &str) -> Result<String> {
         self.apply(namespace, include_str!("../../kube/look.yaml"), &[])?;
         self.kube.run(&[
             "-n",
@@ -307,9 +317,9 @@ impl Cluster {
             "--for=condition=Ready",
             "--timeout=60s",
         ])?;
-        let tables = self.kube.exec(namespace, "look", "look", &["nft", "list", "tables"])?;
+        let rules = self.kube.exec(namespace, "look", "look", &["nft", "list", "ruleset"])?;
         self.kube.run(&["-n", namespace, "delete", "pod", "look", "--wait"])?;
-        Ok(tables)
+        Ok(rules)
     }
 
     /// Takes out whatever these tests put in, in the order in which an operator would: first the pods, so that the

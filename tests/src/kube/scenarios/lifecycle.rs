@@ -77,8 +77,8 @@ pub fn uninstall(cluster: &Cluster) -> Result<String> {
         pod["spec"]
     );
     for namespace in [MESH, PLAIN] {
-        let tables = cluster.tables_of_new_pod(namespace)?;
-        ensure!(!tables.contains("rdmesh"), "nftables in a new pod of {namespace}: {tables}");
+        let rules = cluster.rules_of_new_pod(namespace)?;
+        ensure!(!rules.contains("rdmesh"), "nftables in a new pod of {namespace}: {rules}");
     }
     Ok("no object, no directory, no nftables table in new pods; pods that stayed meshed work on"
         .into())

@@ -23,8 +23,8 @@ pub fn untouched(cluster: &Cluster) -> Result<String> {
     ensure!(items(&pod["spec"]["containers"]).len() == 1, "containers: {}", pod["spec"]);
     let marks = format!("{}{}", pod["metadata"]["labels"], pod["metadata"]["annotations"]);
     ensure!(!marks.contains("rdmesh.io"), "marks of the injector: {marks}");
-    let tables = cluster.tables_of_new_pod(PLAIN)?;
-    ensure!(!tables.contains("rdmesh"), "nftables in a pod that is not meshed: {tables}");
+    let rules = cluster.rules_of_new_pod(PLAIN)?;
+    ensure!(!rules.contains("rdmesh"), "nftables in a pod that is not meshed: {rules}");
     Ok("one container, no mark, no nftables table".into())
 }
 
@@ -42,8 +42,10 @@ pub fn meshed(cluster: &Cluster) -> Result<String> {
         items(&pod["spec"]["initContainers"]).iter().map(|c| text(&c["name"])).collect();
     ensure!(names == ["rdmesh-init", "rdmesh-proxy"], "init containers: {names:?}");
     // The look that finds nothing elsewhere finds something here.
-    let tables = cluster.tables_of_new_pod(MESH)?;
-    ensure!(tables.contains("table inet rdmesh"), "nftables in a meshed pod: {tables:?}");
+    let rules = cluster.rules_of_new_pod(MESH)?;
+    ensure!(rules.contains("table inet rdmesh"), "nftables in a meshed pod: {rules}");
+    let routes = rules.contains("tproxy");
+    ensure!(routes == cluster.has_pod_sysctls(), "the capture is by the wrong method: {rules}");
     let mut directories = 0;
     for node in &cluster.nodes {
         let own: Vec<String> = cluster
