@@ -5,6 +5,13 @@ use rdmesh_config::Capture;
 use rdmesh_proxy::capture::{self, CaptureError, Method};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
+
+/// So that no two of the excluded addresses make one network.
+fn without_every_other(halves: RangeInclusive<u32>) -> Capture {
+    let excluded = halves.map(|n| format!("{}/32", Ipv4Addr::from(n * 2)).parse().unwrap());
+    Capture { exclude_outbound_cidrs: excluded.collect(), ..Capture::default() }
+}
 
 #[test]
 fn without_the_capability_the_message_names_it() {
@@ -40,11 +47,7 @@ fn a_loopback_that_is_down_is_said() {
 fn rules_that_do_not_fit_take_the_routes_back() {
     let pod = Netns::new();
     let before = pod.state();
-    let every_other = |n: u32| format!("{}/32", Ipv4Addr::from(n * 2)).parse().unwrap();
-    let too_many = Capture {
-        exclude_outbound_cidrs: (1..=300_000).map(every_other).collect(),
-        ..Capture::default()
-    };
+    let too_many = without_every_other(1..=300_000);
     let fail = || {
         let error = pod.run(|| capture::apply(&too_many, 15701)).unwrap_err();
         assert!(matches!(error, CaptureError::TooLarge { .. }), "{error:?}");
@@ -72,11 +75,7 @@ fn a_wrong_setting_changes_nothing() {
 fn too_many_routes_are_no_reason_to_fail() {
     let world = World::routing();
     let pod = &world.pod;
-    let every_other = |n: u32| format!("{}/32", Ipv4Addr::from(n * 2)).parse().unwrap();
-    let many = Capture {
-        exclude_outbound_cidrs: (1 << 24..(1 << 24) + 11_000).map(every_other).collect(),
-        ..Capture::default()
-    };
+    let many = without_every_other(1 << 24..=(1 << 24) + 11_000);
     let applied = pod.run(|| capture::apply(&many, 15701)).unwrap();
     assert_eq!(applied.method, Method::Redirect);
     assert!(!pod.state().contains("ipproto"), "and nothing is left of the attempt");

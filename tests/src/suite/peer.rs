@@ -88,8 +88,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_example_is_read() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/socat.yaml");
-        assert_eq!(Peer::read(&path).unwrap().name, "socat");
+    fn the_examples_are_read() {
+        for name in ["socat", "haproxy-one-hop"] {
+            let path = format!("{}/peers/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
+            assert_eq!(Peer::read(Path::new(&path)).unwrap().name, name);
+        }
     }
 }
