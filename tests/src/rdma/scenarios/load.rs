@@ -106,6 +106,12 @@ pub fn churn(cluster: &mut Cluster) -> Result<Option<String>> {
 pub fn thousand_streams(cluster: &mut Cluster) -> Result<Option<String>> {
     const STREAMS: u32 = 1_000;
     let to = echo_server(cluster, 7_200 + u16::try_from(cluster.workers())?)?;
+    // On a slow machine the nodes may still be on their way to each other; what cannot wait so long passes through.
+    eventually(PATIENCE, "a lane is up", || {
+        let (near, far) = cluster.pair()?;
+        exchange(&near, &far, 1_000, 1_000, 1_000)?;
+        Ok(cluster.metrics(1)?.sum("rdmesh_lane_up", &[]) > 0.0)
+    })?;
     let call = Call::Hold { pod: "a".into(), to, streams: STREAMS };
     let held: u64 = cluster.machine(1).call(call, PATIENCE)?;
     cluster.machine(1).call::<Value>(Call::EchoHeld { held }, PATIENCE)?;
