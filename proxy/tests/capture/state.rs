@@ -1,8 +1,10 @@
 //! Idempotence, change of config, clean-up.
 
 use crate::lab::*;
+use futures_util::StreamExt;
 use rdmesh_config::Capture;
 use rdmesh_proxy::capture::{self, Applied};
+use rtnetlink::packet_route::link::LinkAttribute;
 
 fn full_config() -> Capture {
     Capture {
@@ -105,21 +107,34 @@ fn cleanup_restores_the_namespace_and_can_be_repeated() {
 
 #[test]
 fn loopback_takes_larger_packets_unless_another_program_has_set_their_size() {
-    let size = |pod: &Netns| {
-        let link = pod.run(|| sh("ip -details link show lo"));
-        let mut words = link.split_whitespace().skip_while(|word| *word != "gso_max_size");
-        words.nth(1).unwrap().parse::<u32>().unwrap()
-    };
     let pod = Netns::new();
+    let before = pod.run(gso_sizes);
     pod.run(|| capture::apply(&full_config(), 15701)).unwrap();
-    assert_eq!(size(&pod), 256 << 10);
+    assert_eq!(pod.run(gso_sizes), [256 << 10; 2]);
+    pod.run(capture::cleanup).unwrap();
+    assert_eq!(pod.run(gso_sizes), before);
     pod.run(|| sh("ip link set lo gso_max_size 50000"));
-    for _ in 0..2 {
-        pod.run(|| capture::apply(&full_config(), 15701)).unwrap();
-        assert_eq!(size(&pod), 50_000);
-        pod.run(capture::cleanup).unwrap();
-    }
-    assert_eq!(size(&pod), 50_000);
+    let others = pod.run(gso_sizes);
+    pod.run(|| capture::apply(&full_config(), 15701)).unwrap();
+    assert_eq!(pod.run(gso_sizes)[0], others[0]);
+    pod.run(capture::cleanup).unwrap();
+    assert_eq!(pod.run(gso_sizes), others);
+}
+
+/// For IPv6 and for IPv4, which Debian's `ip` does not show.
+fn gso_sizes() -> [u32; 2] {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+    let attributes = runtime.block_on(async {
+        let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+        tokio::spawn(connection);
+        let link = handle.link().get().match_index(1).execute().next().await;
+        link.unwrap().unwrap().attributes
+    });
+    let size = |of: fn(&LinkAttribute) -> Option<u32>| attributes.iter().find_map(of).unwrap();
+    [
+        size(|a| if let LinkAttribute::GsoMaxSize(size) = a { Some(*size) } else { None }),
+        size(|a| if let LinkAttribute::GsoIpv4MaxSize(size) = a { Some(*size) } else { None }),
+    ]
 }
 
 #[test]
