@@ -9,6 +9,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+/// How long a FIN may wait.
+const WAIT: Duration = Duration::from_millis(2);
+
 /// Bytes by reference count.
 #[derive(Debug, Clone)]
 pub struct Shared {
@@ -121,6 +124,7 @@ impl Driver {
             _ => {
                 match mode / 8 % 4 {
                     0 => lane.reset(id, ResetReason::App),
+                    1 if mode >= 128 => lane.finish_within(id, WAIT, self.now),
                     1 => lane.finish(id),
                     2 => lane.refuse(id, RefuseReason::Denied),
                     _ => lane.accept(id),

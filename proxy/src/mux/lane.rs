@@ -5,6 +5,7 @@
 
 use super::budget::Budget;
 use super::config::LaneConfig;
+use super::fins::LateFins;
 use super::streams::{IdHash, Loss, Phase, Stream, Streams};
 use super::transmit::Builder;
 use super::types::{
@@ -125,6 +126,7 @@ pub struct Lane<P> {
     pub(super) peer_window_initial: u32,
     pub(super) peer_unacked_max: u32,
     open_deadlines: VecDeque<(u64, StreamId)>,
+    pub(super) late_fins: LateFins,
     resume_at_us: u64,
     pub(super) draining: bool,
     pub(super) peer_draining: bool,
@@ -178,6 +180,7 @@ impl<P: Payload> Lane<P> {
             peer_window_initial: 0,
             peer_unacked_max: 0,
             open_deadlines: VecDeque::new(),
+            late_fins: LateFins::new(),
             resume_at_us: NEVER,
             draining: false,
             peer_draining: false,
@@ -301,16 +304,6 @@ impl<P: Payload> Lane<P> {
         Ok(())
     }
 
-    /// FIN after what was sent.
-    pub fn finish(&mut self, id: StreamId) {
-        if let Some(stream) = self.streams.get_mut(&id)
-            && matches!(stream.phase, Phase::Opening | Phase::Open)
-        {
-            stream.finish = true;
-            make_ready(&mut self.ready, id, stream);
-        }
-    }
-
     /// RESET after what was sent and fits the window; the id is gone for the caller.
     pub fn reset(&mut self, id: StreamId, reason: ResetReason) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
@@ -348,12 +341,6 @@ impl<P: Payload> Lane<P> {
         self.unacked.forget();
     }
 
-    /// Whether there is something for a message, other than acknowledgements and the like.
-    #[must_use]
-    pub fn has_frames(&self) -> bool {
-        !self.control.is_empty() || !self.ready.is_empty()
-    }
-
     /// Whether nothing is under way in either direction, as far as this end knows.
     #[must_use]
     pub fn is_idle(&self) -> bool {
@@ -374,7 +361,7 @@ impl<P: Payload> Lane<P> {
     /// When `on_timeout` is due.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let mut at_us = self.resume_at_us;
+        let mut at_us = self.resume_at_us.min(self.late_fins.at_us);
         if self.link.alive() {
             let silence = self.link.heard_us + micros(self.config.keepalive_timeout);
             at_us = at_us.min(silence);
@@ -391,6 +378,9 @@ impl<P: Payload> Lane<P> {
     pub fn on_timeout(&mut self, now: Instant) {
         self.tick(now);
         self.expire_opens();
+        if self.fins_due() {
+            self.let_fins_go();
+        }
         if self.resume_at_us <= self.now_us {
             self.give_up(LostReason::ResumeTimeout);
         }
@@ -582,6 +572,7 @@ impl<P: Payload> Lane<P> {
         self.ack_due = false;
         self.applying = false;
         self.open_deadlines.clear();
+        self.late_fins = LateFins::new();
         self.resume_at_us = NEVER;
         self.events.push_back(Event::Lost { reason });
     }

@@ -14,6 +14,7 @@
 mod blank;
 mod budget;
 mod config;
+mod fins;
 pub mod fuzz;
 mod lane;
 mod receive;

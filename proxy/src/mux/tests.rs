@@ -281,6 +281,36 @@ fn small_message_waits_for_one_quantum_at_most() {
 }
 
 #[test]
+fn a_fin_that_waits_goes_with_the_next_message_or_when_its_time_is_over() {
+    let wait = Duration::from_micros(100);
+    let mut pair = Pair::new(&LaneConfig::default());
+    let streams = [pair.open(), pair.open(), pair.open()];
+    let fins = |pair: &mut Pair| {
+        pair.run();
+        let events = std::mem::take(&mut pair.events[1]);
+        events.iter().filter(|event| matches!(event, Event::Fin { .. })).count()
+    };
+    // With what another stream has to say.
+    pair.lanes[0].finish_within(streams[0], wait, pair.now);
+    assert_eq!(fins(&mut pair), 0);
+    pair.lanes[0].send(streams[1], zeros(10)).unwrap();
+    assert_eq!(fins(&mut pair), 1);
+    // With the stream's own bytes, at once.
+    pair.lanes[0].send(streams[1], zeros(10)).unwrap();
+    pair.lanes[0].finish_within(streams[1], wait, pair.now);
+    assert_eq!(fins(&mut pair), 1);
+    // Alone, when its time is over. A second one of the same stream is none.
+    pair.lanes[0].finish_within(streams[2], wait, pair.now);
+    pair.lanes[0].finish_within(streams[2], wait / 4, pair.now);
+    pair.advance(wait / 2);
+    assert_eq!(fins(&mut pair), 0);
+    pair.advance(wait / 2);
+    assert_eq!(fins(&mut pair), 1);
+    pair.advance(2 * wait);
+    assert_eq!(fins(&mut pair), 0);
+}
+
+#[test]
 fn bulk_streams_share_evenly() {
     let mut pair = Pair::new(&LaneConfig { window_initial_bytes: 1 << 20, ..Default::default() });
     let streams: Vec<_> = (0..4).map(|_| pair.open()).collect();

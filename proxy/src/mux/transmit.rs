@@ -345,9 +345,10 @@ impl<P: Payload> Lane<P> {
         if self.builder.frames > 0 {
             return true;
         }
-        if self.control.is_empty() && self.ready.is_empty() {
+        if self.control.is_empty() && self.ready.is_empty() && !self.fins_due() {
             return false;
         }
+        self.let_fins_go();
         self.builder.start(self.message_bytes_max as usize);
         // Data never overtakes the OPEN of its stream.
         if self.build_control() {

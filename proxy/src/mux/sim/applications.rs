@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// How long a FIN may wait.
+const FIN_WAITS_MAX_US: u64 = 500;
+
 impl World {
     pub(super) fn open(&mut self, side: usize) {
         let key = self.flows.len() as u32;
@@ -73,7 +76,12 @@ impl World {
             && !end.finished
         {
             end.finished = true;
-            self.lanes[side].finish(id);
+            if self.rng.one_in(2) {
+                self.lanes[side].finish(id);
+            } else {
+                let wait = Duration::from_micros(self.rng.below(FIN_WAITS_MAX_US));
+                self.lanes[side].finish_within(id, wait, self.now);
+            }
             self.note(|| format!("{side} finishes {id}"));
             self.events(side);
         }

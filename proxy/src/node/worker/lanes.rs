@@ -205,8 +205,7 @@ impl Worker {
     pub(super) fn finish(&mut self, key: Key, id: mux::StreamId) {
         let Some(slot) = self.lanes.get_mut(key) else { return };
         if self.crowd.many() && matches!(slot.carrier, Carrier::Link(_)) {
-            slot.ending.push(id);
-            slot.ending_until.get_or_insert(self.now + FIN_WAITS);
+            slot.mux.finish_within(id, FIN_WAITS, self.now);
             self.arm_timer(key);
         } else {
             slot.mux.finish(id);
@@ -217,7 +216,6 @@ impl Worker {
     /// Puts on the link what the lane has to say and the link has room for.
     pub(super) fn transmit(&mut self, key: Key) {
         let Some(slot) = self.lanes.get_mut(key) else { return };
-        slot.end_streams(self.now);
         let arena = &mut self.arena;
         let mut keep = |bytes: &[u8]| arena.keep(bytes);
         let mut sent = 0;
