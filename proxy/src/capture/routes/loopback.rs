@@ -34,6 +34,9 @@ impl Routes {
         let done = self.loopback().and_then(|links| {
             let attributes = links.iter().flat_map(|link| &link.attributes);
             let attributes: Vec<_> = attributes.filter_map(|a| gso(a, from, to)).collect();
+            if attributes.is_empty() {
+                return Ok(());
+            }
             let mut message = LinkUnspec::new_with_index(LOOPBACK_INDEX).build();
             message.attributes = attributes;
             self.runtime.block_on(self.handle.link().set(message).execute())
