@@ -7,8 +7,10 @@ use super::record::{Run, Subject, Summary};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-/// Changes below this are never told: one round has no scatter.
+/// Changes below this are never told.
 const CHANGE_MIN: f64 = 0.05;
+/// What two runs of one round each are taken to scatter.
+const SCATTER_UNKNOWN: f64 = 0.15;
 const BASE: &str = "direct";
 
 #[derive(Debug, PartialEq)]
@@ -35,14 +37,25 @@ pub fn changes(old: &Run, new: &Run) -> Vec<Change> {
         let (old_base, new_base) = bases.map_or((1.0, 1.0), |(old, new)| (old.median, new.median));
         let ratio = (now.median / new_base) / (was.median / old_base);
         let gain = if example.lower_is_better { 1.0 / ratio } else { ratio };
-        let base_noise = bases.map_or(0.0, |(old, new)| old.scatter + new.scatter);
-        let noise = (was.scatter + now.scatter + base_noise).max(CHANGE_MIN);
+        let base_noise = bases.map_or(0.0, |(old, new)| scatter(old, new));
+        let noise = (scatter(was, now) + base_noise).max(CHANGE_MIN);
         if gain.is_finite() && (gain - 1.0).abs() > noise {
             found.push(Change { path: path.clone(), subject: subject.clone(), gain, noise });
         }
     }
     found.sort_by(|a, b| a.gain.total_cmp(&b.gain));
     found
+}
+
+/// Of both together. A run of one round scatters as the other does, its only value by all that lies
+/// between lowest and highest, which is twice a scatter.
+fn scatter(old: &Summary, new: &Summary) -> f64 {
+    match (old.rounds, new.rounds) {
+        (1, 1) => SCATTER_UNKNOWN,
+        (1, _) => 3.0 * new.scatter,
+        (_, 1) => 3.0 * old.scatter,
+        _ => old.scatter + new.scatter,
+    }
 }
 
 fn base<'a>(
@@ -98,5 +111,16 @@ mod tests {
         assert!((found[0].gain - 2.0 / 3.0).abs() < 1e-9, "{found:?}");
         assert!(show(&found).1);
         assert!(changes(&new, &new).is_empty());
+    }
+
+    #[test]
+    fn one_round_scatters_as_the_other_run_does() {
+        let three = |middle: f64| run(&[("rdmesh", "rate", &[90.0, middle, 110.0], false)]);
+        let one = |value: f64| run(&[("rdmesh", "rate", &[value], false)]);
+        assert!(changes(&three(100.0), &one(75.0)).is_empty());
+        assert_eq!(changes(&three(100.0), &one(65.0)).len(), 1);
+        assert!(changes(&one(125.0), &three(100.0)).is_empty());
+        assert!(changes(&one(100.0), &one(90.0)).is_empty());
+        assert_eq!(changes(&one(100.0), &one(80.0)).len(), 1);
     }
 }

@@ -84,7 +84,10 @@ impl Kind {
     }
 
     fn same_node(&self) -> bool {
-        matches!(self, Self::SameNode | Self::Direct { same_node: true })
+        match self {
+            Self::Peer(peer) => peer.same_node,
+            _ => matches!(self, Self::SameNode | Self::Direct { same_node: true }),
+        }
     }
 
     fn meshed(&self) -> bool {

@@ -6,7 +6,8 @@
 //! near: [socat, "TCP-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr", "TCP:{node}:{between}"]
 //! far: [socat, "TCP-LISTEN:{between},bind={node},fork,reuseaddr", "TCP:{server}:{port}"]
 //! ```
-//! `near` runs in the client's pod, `far` on the server's node, whose address is `{node}`.
+//! `near` runs in the client's pod, `far` (if any) on the server's node, whose address is `{node}`.
+//! With `same_node: true` both pods are on one node.
 
 use super::paths::UNDERLAY_OFFSET;
 use crate::process::Process;
@@ -24,7 +25,9 @@ const START_WITHIN: Duration = Duration::from_secs(10);
 pub struct Peer {
     pub name: String,
     near: Vec<String>,
-    far: Vec<String>,
+    far: Option<Vec<String>>,
+    #[serde(default)]
+    pub same_node: bool,
 }
 
 impl Peer {
@@ -33,8 +36,9 @@ impl Peer {
             std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
         let peer: Self = serde_yaml::from_str(&text)
             .with_context(|| format!("{} is no peer file", path.display()))?;
-        for (key, command) in [("near", &peer.near), ("far", &peer.far)] {
-            ensure!(!command.is_empty(), "{}: {key} has no program", path.display());
+        for (key, command) in [("near", Some(&peer.near)), ("far", peer.far.as_ref())] {
+            let empty = command.is_some_and(Vec::is_empty);
+            ensure!(!empty, "{}: {key} has no program", path.display());
         }
         Ok(peer)
     }
@@ -48,7 +52,8 @@ impl Peer {
         Ok(Self {
             name: "relay".into(),
             near: words("127.0.0.1:{port}", "{node}:{between}"),
-            far: words("{node}:{between}", "{server}:{port}"),
+            far: Some(words("{node}:{between}", "{server}:{port}")),
+            same_node: false,
         })
     }
 
@@ -70,9 +75,10 @@ impl Peer {
                 command
             };
             for (words, netns, port, all) in [
-                (&self.far, &lab.node(2).netns, between, &mut far),
-                (&self.near, &client.netns, *port, &mut near),
+                (self.far.as_ref(), &lab.node(2).netns, between, &mut far),
+                (Some(&self.near), &client.netns, *port, &mut near),
             ] {
+                let Some(words) = words else { continue };
                 let name = format!("{}-{port}", self.name);
                 let mut process = lab.spawn(netns, &name, fill(words))?;
                 process.wait_listening(netns, port, START_WITHIN)?;
@@ -89,9 +95,12 @@ mod tests {
 
     #[test]
     fn the_examples_are_read() {
-        for name in ["socat", "haproxy-one-hop"] {
+        for (name, same_node) in
+            [("socat", false), ("haproxy-one-hop", false), ("haproxy-same-node", true)]
+        {
             let path = format!("{}/peers/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
-            assert_eq!(Peer::read(Path::new(&path)).unwrap().name, name);
+            let peer = Peer::read(Path::new(&path)).unwrap();
+            assert_eq!((peer.name.as_str(), peer.same_node), (name, same_node));
         }
     }
 }

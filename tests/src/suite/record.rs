@@ -44,6 +44,8 @@ pub struct Summary {
     pub median: f64,
     /// Half of the distance between lowest and highest, as a share of the median.
     pub scatter: f64,
+    /// One knows nothing of scatter.
+    pub rounds: usize,
 }
 
 impl Run {
@@ -106,7 +108,8 @@ fn summary(figures: &[&Figure]) -> Summary {
     let median =
         if values.len() % 2 == 1 { at(middle) } else { f64::midpoint(at(middle - 1), at(middle)) };
     let scatter = (at(values.len() - 1) - at(0)) / 2.0 / median;
-    Summary { median, scatter: if scatter.is_finite() { scatter.abs() } else { 0.0 } }
+    let scatter = if scatter.is_finite() { scatter.abs() } else { 0.0 };
+    Summary { median, scatter, rounds: values.len() }
 }
 
 #[cfg(test)]
