@@ -13,6 +13,7 @@ pub mod guest;
 pub mod kube;
 pub mod payload;
 pub mod rdma;
+pub mod relay;
 pub mod sockets;
 pub mod suite;
 

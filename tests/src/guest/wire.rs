@@ -145,6 +145,11 @@ pub enum Call {
         sockets: Sockets,
         port: u16,
     },
+    /// Joins whoever connects with a connection of its own: a relay between two places of this node.
+    Relay {
+        hears: (Place, Sockets, u16),
+        speaks: (Place, Sockets, SocketAddr),
+    },
     /// Talks to a node or pod that hears; answers with [`Measured`].
     Talk {
         place: Place,

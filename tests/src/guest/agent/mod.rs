@@ -157,6 +157,7 @@ impl Agent {
             Call::Leave { stream, leave } => self.leave(stream, leave),
             Call::Smc => smc::prepare(),
             Call::Hear { place, sockets, port } => self.hear(&place, sockets, port),
+            Call::Relay { hears, speaks } => self.relay(hears, speaks),
             Call::Talk { place, sockets, to, talk, for_ms } => {
                 self.talk(&place, sockets, to, talk, for_ms)
             }

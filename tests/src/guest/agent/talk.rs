@@ -5,6 +5,7 @@
 
 use super::{Agent, smc};
 use crate::guest::wire::{Measured, Place, Sockets, Talk};
+use crate::relay;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
@@ -39,6 +40,12 @@ fn socket(sockets: Sockets) -> std::io::Result<Socket> {
     }
 }
 
+fn connect(sockets: Sockets, to: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = socket(sockets)?;
+    socket.connect(&SockAddr::from(to))?;
+    Ok(socket.into())
+}
+
 fn patient(stream: &TcpStream) -> Result<()> {
     stream.set_nodelay(true).context("TCP_NODELAY")?;
     stream.set_read_timeout(Some(SILENCE)).context("time-out")?;
@@ -47,6 +54,30 @@ fn patient(stream: &TcpStream) -> Result<()> {
 
 impl Agent {
     pub(super) fn hear(&self, place: &Place, sockets: Sockets, port: u16) -> Result<Value> {
+        self.serve_each(place, sockets, port, answer)
+    }
+
+    /// The floor of a proxy that hands on what it reads, each connection by one of its own.
+    pub(super) fn relay(
+        &self,
+        (hears, heard, port): (Place, Sockets, u16),
+        (speaks, spoken, to): (Place, Sockets, SocketAddr),
+    ) -> Result<Value> {
+        let netns = self.netns_of(&speaks)?.clone();
+        self.serve_each(&hears, heard, port, move |near| {
+            let far = netns.run(|| connect(spoken, to)).context("connect")?;
+            Ok(relay::join(near, far)?)
+        })
+    }
+
+    /// Does this, on a thread of its own, with each connection that comes.
+    fn serve_each(
+        &self,
+        place: &Place,
+        sockets: Sockets,
+        port: u16,
+        serve: impl Fn(TcpStream) -> Result<()> + Clone + Send + 'static,
+    ) -> Result<Value> {
         let any = SockAddr::from(SocketAddr::from(([0, 0, 0, 0], port)));
         let listen = || -> std::io::Result<TcpListener> {
             let socket = socket(sockets)?;
@@ -57,8 +88,9 @@ impl Agent {
         let listener = self.netns_of(place)?.run(listen).context("listen")?;
         std::thread::spawn(move || {
             for stream in listener.incoming() {
+                let serve = serve.clone();
                 std::thread::spawn(move || {
-                    if let Err(error) = stream.context("accept").and_then(answer) {
+                    if let Err(error) = stream.context("accept").and_then(serve) {
                         eprintln!("agent: a talk: {error:#}");
                     }
                 });
@@ -75,12 +107,8 @@ impl Agent {
         talk: Talk,
         for_ms: u64,
     ) -> Result<Value> {
-        let connect = || -> std::io::Result<TcpStream> {
-            let socket = socket(sockets)?;
-            socket.connect(&SockAddr::from(to))?;
-            Ok(socket.into())
-        };
-        let mut stream = self.netns_of(place)?.run(connect).context("connect")?;
+        let netns = self.netns_of(place)?;
+        let mut stream = netns.run(|| connect(sockets, to)).context("connect")?;
         patient(&stream)?;
         let measured = speak(&mut stream, talk, Duration::from_millis(for_ms))?;
         if sockets == Sockets::Smc {

@@ -50,19 +50,21 @@ pub fn run(wanted: Wanted) -> Result<()> {
         cluster.print_logs();
         cluster.keep_logs();
     }
-    result?;
     let machines = match cluster.spared() {
         None => "emulated processors: only the ratios mean something".into(),
         Some(_) => cluster.describe(),
     };
-    cluster.power_off()?;
+    let result = result.and_then(|()| cluster.power_off());
+    if result.is_err() {
+        eprintln!("it failed; what was measured before:");
+    }
     if wanted.json {
         println!("{}", serde_json::to_string_pretty(&table::json(&figures, wanted))?);
     } else {
         table::print(&figures, wanted, &machines);
     }
     eprintln!("done in {:.0} s", started.elapsed().as_secs_f64());
-    Ok(())
+    result
 }
 
 fn measure(cluster: &mut Cluster, wanted: Wanted, figures: &mut Figures) -> Result<()> {
@@ -78,7 +80,7 @@ fn measure(cluster: &mut Cluster, wanted: Wanted, figures: &mut Figures) -> Resu
         figures.miss("SMC-R", "it needs a newer kernel: `make bench-smc` measures it".to_owned());
     }
     if wanted.smc {
-        smc::prepare(cluster)?;
+        return smc::measure(cluster, wanted.rounds, figures);
     }
     for round in 1..=wanted.rounds {
         eprintln!("round {round} of {}", wanted.rounds);
@@ -87,9 +89,6 @@ fn measure(cluster: &mut Cluster, wanted: Wanted, figures: &mut Figures) -> Resu
         }
         if wanted.programs {
             programs::round(cluster, figures)?;
-        }
-        if wanted.smc {
-            smc::round(cluster, figures)?;
         }
     }
     Ok(())

@@ -114,7 +114,7 @@ fn smc_rows(ours: &str, other: &str, below: Target, above: Target) -> Vec<Row> {
 }
 
 /// Title, the two columns, rows.
-fn smc_tables() -> [(&'static str, &'static str, &'static str, Vec<Row>); 3] {
+fn smc_tables() -> [(&'static str, &'static str, &'static str, Vec<Row>); 4] {
     let none = Target::None;
     let large = |ours: &str, other: &str, target| {
         let name = format!("the same; {}", smc::LARGE);
@@ -127,11 +127,12 @@ fn smc_tables() -> [(&'static str, &'static str, &'static str, Vec<Row>); 3] {
             "SMC-R",
             smc_rows("rdmesh", "SMC-R", Target::AtMost(1.0), Target::AtLeast(1.0)),
         ),
+        ("the same", "rdmesh", "relays, SMC-R", smc_rows("rdmesh", smc::RELAYS, none, none)),
         ("between pods", "rdmesh", "kernel TCP", smc_rows("rdmesh", "TCP of pods", none, none)),
         ("between nodes", "SMC-R", "kernel TCP", smc_rows("SMC-R", "TCP of nodes", none, none)),
     ];
     tables[0].3.push(large("rdmesh", smc::LARGE, Target::AtLeast(1.0)));
-    tables[2].3.push(large(smc::LARGE, "TCP of nodes", none));
+    tables[3].3.push(large(smc::LARGE, "TCP of nodes", none));
     tables
 }
 
