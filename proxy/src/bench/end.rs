@@ -254,7 +254,9 @@ impl End {
         }
         match self.poll {
             Poll::Off => {
-                self.sleep(time.min(SILENCE_MAX))?;
+                if self.link.rest() {
+                    self.sleep(time.min(SILENCE_MAX))?;
+                }
                 Ok(true)
             }
             Poll::Always => Ok(self.link.poll() | self.sleep(Duration::ZERO)?),
@@ -278,7 +280,12 @@ impl End {
             let flags = event.flags;
             if event.data.u64() == ALARM {
                 self.link.alarmed();
-            } else if flags.contains(epoll::EventFlags::OUT) {
+                continue;
+            }
+            if flags.contains(epoll::EventFlags::IN) {
+                self.link.noticed();
+            }
+            if flags.contains(epoll::EventFlags::OUT) {
                 self.link.flush()?;
             }
         }

@@ -130,6 +130,13 @@ pub trait Link {
     fn poll(&mut self) -> bool {
         false
     }
+    /// The descriptor was readable.
+    fn noticed(&mut self) {}
+    /// Before the caller sleeps: has the descriptor tell of what comes from now on. False when
+    /// `receive` has something already. A back end that can be polled may be silent otherwise.
+    fn rest(&mut self) -> bool {
+        true
+    }
     /// How many receive buffers were posted anew since the last call: the peer may send so many
     /// messages more.
     fn granted(&mut self) -> u32;

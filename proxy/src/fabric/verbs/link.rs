@@ -40,6 +40,8 @@ pub(in crate::fabric) struct VerbsLink {
     unsignalled: usize,
     unsignalled_bytes: usize,
     completed: Vec<BufMut>,
+    /// The device gave the notice that it was asked for.
+    noticed: bool,
     /// What [`Link::poll`] came upon.
     failed: Option<Error>,
     /// Messages that wait for memory to be copied to.
@@ -101,6 +103,7 @@ impl VerbsLink {
             unsignalled: 0,
             unsignalled_bytes: 0,
             completed: Vec::new(),
+            noticed: false,
             failed: None,
             held: VecDeque::new(),
             granted: 0,
@@ -256,8 +259,6 @@ impl Link for VerbsLink {
     fn receive(&mut self, messages: &mut Vec<Message>) -> Result<Received, Broken> {
         let looked = if std::mem::take(&mut self.alarmed) { self.look() } else { Ok(()) };
         let looked = looked.and_then(|()| self.check_device());
-        let before = messages.len();
-        let mut drained = false;
         for _ in 0..POLLS_PER_TURN {
             let polled = match self.failed.take() {
                 Some(error) => Err(error),
@@ -268,21 +269,13 @@ impl Link for VerbsLink {
                 polled.map_err(broken)?;
                 return Ok(Received::More);
             }
-            if polled.map_err(broken)? == Polled::More {
-                continue;
+            if polled.map_err(broken)? == Polled::Empty {
+                looked?;
+                return Ok(Received::Drained);
             }
-            // Answers to what came leave first, then the next notice is asked for.
-            if messages.len() > before {
-                break;
-            }
-            if !self.pair.read_notice() {
-                drained = true;
-                break;
-            }
-            self.pair.arm().map_err(broken)?;
         }
         looked?;
-        Ok(if drained { Received::Drained } else { Received::More })
+        Ok(Received::More)
     }
 
     fn poll(&mut self) -> bool {
@@ -295,6 +288,23 @@ impl Link for VerbsLink {
             return true;
         }
         before != (self.completed.len(), self.pair.sends_in_flight())
+    }
+
+    fn noticed(&mut self) {
+        self.noticed = true;
+    }
+
+    /// Who is awake polls: a notice costs three system calls, and a device an interrupt.
+    fn rest(&mut self) -> bool {
+        if !std::mem::take(&mut self.noticed) {
+            return self.failed.is_none();
+        }
+        if self.pair.read_notice()
+            && let Err(error) = self.pair.arm()
+        {
+            self.failed = Some(error);
+        }
+        !self.poll()
     }
 
     fn granted(&mut self) -> u32 {

@@ -122,6 +122,11 @@ impl Worker {
 
     pub(super) fn link_event(&mut self, key: Key, event: Event) {
         if let Some(slot) = self.lanes.get_mut(key) {
+            if event.readable
+                && let Carrier::Link(link) = &mut slot.carrier
+            {
+                link.noticed();
+            }
             slot.readable |= event.readable || event.hangup || event.error;
             self.serve(key);
         }

@@ -8,7 +8,7 @@ use super::engine::Token;
 use super::lane::{Carrier, LaneSlot};
 use super::slots::Key;
 use crate::fabric::select::{self, Kind, Negotiation, Ready};
-use crate::fabric::{Absence, Broken, Established};
+use crate::fabric::{Absence, Broken, Established, Link};
 use crate::metrics::{CompletionStatus, FabricKind, FailoverReason, PassthroughReason, Role};
 use crate::node::messages::{LinkId, NodeName, Request, Side};
 use rdmesh_config::Fabric;
@@ -291,25 +291,34 @@ impl Worker {
         self.request(Request::LinkBroken { peer, lane, link_id, reason });
     }
 
-    /// Looks for messages without system calls, a few times over; true when there are some.
-    pub(super) fn poll_links(&mut self) -> bool {
-        let mut found = false;
-        let rounds = POLLS_PER_LOOK.checked_div(self.pollable.len()).unwrap_or(0).max(1);
-        for _ in 0..rounds {
-            for index in 0..self.pollable.len() {
-                let Some(key) = self.pollable.get(index).copied() else { break };
-                let Some(slot) = self.lanes.get_mut(key) else { continue };
-                let Carrier::Link(link) = &mut slot.carrier else { continue };
-                if link.poll() {
-                    slot.readable = true;
-                    self.serve(key);
-                    found = true;
-                }
-            }
-            if found {
-                break;
+    /// Looks for messages without system calls, `patient`ly a few times over; true when there are some.
+    pub(super) fn poll_links(&mut self, patient: bool) -> bool {
+        let rounds = POLLS_PER_LOOK.checked_div(self.pollable.len()).unwrap_or(0);
+        for _ in 1..if patient { rounds } else { 1 } {
+            if self.any_link_has(Link::poll) {
+                return true;
             }
             std::hint::spin_loop();
+        }
+        self.any_link_has(Link::poll)
+    }
+
+    /// Before the worker sleeps. True when it must not: there are messages.
+    pub(super) fn rest_links(&mut self) -> bool {
+        self.any_link_has(|link| !link.rest())
+    }
+
+    fn any_link_has(&mut self, something: impl Fn(&mut (dyn Link + 'static)) -> bool) -> bool {
+        let mut found = false;
+        for index in 0..self.pollable.len() {
+            let Some(key) = self.pollable.get(index).copied() else { break };
+            let Some(slot) = self.lanes.get_mut(key) else { continue };
+            let Carrier::Link(link) = &mut slot.carrier else { continue };
+            if something(link.as_mut()) {
+                slot.readable = true;
+                self.serve(key);
+                found = true;
+            }
         }
         found
     }

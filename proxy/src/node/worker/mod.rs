@@ -218,8 +218,10 @@ impl Worker {
         while !self.stopped {
             let working = self.has_work();
             let spinning = !working && spin.wanted(self.now, self.crowd.many());
-            let found = spinning && self.poll_links();
-            let timeout = if working || spinning { Some(Duration::ZERO) } else { self.next_wait() };
+            let awake = working || spinning;
+            // Links that can be polled give notice only to who sleeps.
+            let found = if awake { self.poll_links(spinning) } else { self.rest_links() };
+            let timeout = if awake || found { Some(Duration::ZERO) } else { self.next_wait() };
             self.engine.wait(timeout, &mut events).await?;
             self.now = Instant::now();
             let busy = working || found || !events.is_empty();
