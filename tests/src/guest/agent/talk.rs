@@ -5,12 +5,13 @@
 
 use super::{Agent, smc};
 use crate::guest::wire::{Measured, Place, Sockets, Talk};
-use crate::relay;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, Socket, Type};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// A connection that says nothing for so long is broken.
@@ -32,18 +33,16 @@ impl Talk {
     }
 }
 
-fn socket(sockets: Sockets) -> std::io::Result<Socket> {
+/// SMC's addresses are IPv4's.
+fn domain(sockets: Sockets) -> Domain {
     match sockets {
-        Sockets::Tcp => Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)),
-        // Its addresses are IPv4's.
-        Sockets::Smc => Socket::new(Domain::from(i32::from(smc::FAMILY)), Type::STREAM, None),
+        Sockets::Tcp => Domain::IPV4,
+        Sockets::Smc => Domain::from(i32::from(smc::FAMILY)),
     }
 }
 
-fn connect(sockets: Sockets, to: SocketAddr) -> std::io::Result<TcpStream> {
-    let socket = socket(sockets)?;
-    socket.connect(&SockAddr::from(to))?;
-    Ok(socket.into())
+fn socket(sockets: Sockets) -> std::io::Result<Socket> {
+    Socket::new(domain(sockets), Type::STREAM, None)
 }
 
 fn patient(stream: &TcpStream) -> Result<()> {
@@ -54,30 +53,36 @@ fn patient(stream: &TcpStream) -> Result<()> {
 
 impl Agent {
     pub(super) fn hear(&self, place: &Place, sockets: Sockets, port: u16) -> Result<Value> {
-        self.serve_each(place, sockets, port, answer)
+        let listener = self.listener(place, sockets, port)?;
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                std::thread::spawn(move || {
+                    if let Err(error) = stream.context("accept").and_then(answer) {
+                        eprintln!("agent: a talk: {error:#}");
+                    }
+                });
+            }
+        });
+        Ok(Value::Null)
     }
 
-    /// The floor of a proxy that hands on what it reads, each connection by one of its own.
+    /// The floor of a proxy that hands on what it reads, each connection by one of its own: a process,
+    /// as a proxy is, that lives as long as the guest.
     pub(super) fn relay(
         &self,
         (hears, heard, port): (Place, Sockets, u16),
         (speaks, spoken, to): (Place, Sockets, SocketAddr),
     ) -> Result<Value> {
-        let netns = self.netns_of(&speaks)?.clone();
-        self.serve_each(&hears, heard, port, move |near| {
-            let far = netns.run(|| connect(spoken, to)).context("connect")?;
-            Ok(relay::join(near, far)?)
-        })
+        let listener = self.listener(&hears, heard, port)?;
+        let program = std::env::current_exe()?.with_file_name("relay");
+        let mut command = Command::new(program);
+        command.arg("-").arg(to.to_string()).arg(i32::from(domain(spoken)).to_string());
+        command.stdin(OwnedFd::from(listener));
+        self.netns_of(&speaks)?.run(|| command.spawn()).context("start a relay")?;
+        Ok(Value::Null)
     }
 
-    /// Does this, on a thread of its own, with each connection that comes.
-    fn serve_each(
-        &self,
-        place: &Place,
-        sockets: Sockets,
-        port: u16,
-        serve: impl Fn(TcpStream) -> Result<()> + Clone + Send + 'static,
-    ) -> Result<Value> {
+    fn listener(&self, place: &Place, sockets: Sockets, port: u16) -> Result<TcpListener> {
         let any = SockAddr::from(SocketAddr::from(([0, 0, 0, 0], port)));
         let listen = || -> std::io::Result<TcpListener> {
             let socket = socket(sockets)?;
@@ -85,18 +90,7 @@ impl Agent {
             socket.listen(16)?;
             Ok(socket.into())
         };
-        let listener = self.netns_of(place)?.run(listen).context("listen")?;
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let serve = serve.clone();
-                std::thread::spawn(move || {
-                    if let Err(error) = stream.context("accept").and_then(serve) {
-                        eprintln!("agent: a talk: {error:#}");
-                    }
-                });
-            }
-        });
-        Ok(Value::Null)
+        self.netns_of(place)?.run(listen).context("listen")
     }
 
     pub(super) fn talk(
@@ -107,8 +101,12 @@ impl Agent {
         talk: Talk,
         for_ms: u64,
     ) -> Result<Value> {
-        let netns = self.netns_of(place)?;
-        let mut stream = netns.run(|| connect(sockets, to)).context("connect")?;
+        let connect = || -> std::io::Result<TcpStream> {
+            let socket = socket(sockets)?;
+            socket.connect(&SockAddr::from(to))?;
+            Ok(socket.into())
+        };
+        let mut stream = self.netns_of(place)?.run(connect).context("connect")?;
         patient(&stream)?;
         let measured = speak(&mut stream, talk, Duration::from_millis(for_ms))?;
         if sockets == Sockets::Smc {
