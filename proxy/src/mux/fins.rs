@@ -4,7 +4,7 @@
 //! What it does not do: decide when that pays; the caller does.
 
 use super::lane::{Lane, NEVER, make_ready, micros};
-use super::streams::Phase;
+use super::streams::{Phase, Stream, Streams};
 use super::types::{Payload, StreamId};
 use std::time::{Duration, Instant};
 
@@ -23,9 +23,7 @@ impl LateFins {
 impl<P: Payload> Lane<P> {
     /// FIN after what was sent.
     pub fn finish(&mut self, id: StreamId) {
-        if self.note_finished(id)
-            && let Some(stream) = self.streams.get_mut(&id)
-        {
+        if let Some(stream) = note_finished(&mut self.streams, id) {
             make_ready(&mut self.ready, id, stream);
         }
     }
@@ -34,18 +32,9 @@ impl<P: Payload> Lane<P> {
     /// so long, with one of its own.
     pub fn finish_within(&mut self, id: StreamId, wait: Duration, now: Instant) {
         self.tick(now);
-        if self.note_finished(id) {
+        if note_finished(&mut self.streams, id).is_some() {
             self.late_fins.ids.push(id);
             self.late_fins.at_us = self.late_fins.at_us.min(self.now_us + micros(wait));
-        }
-    }
-
-    fn note_finished(&mut self, id: StreamId) -> bool {
-        match self.streams.get_mut(&id) {
-            Some(stream) if matches!(stream.phase, Phase::Opening | Phase::Open) => {
-                !std::mem::replace(&mut stream.finish, true)
-            }
-            _ => false,
         }
     }
 
@@ -62,4 +51,11 @@ impl<P: Payload> Lane<P> {
             }
         }
     }
+}
+
+/// The stream, if it takes a FIN and had none.
+fn note_finished<P>(streams: &mut Streams<P>, id: StreamId) -> Option<&mut Stream<P>> {
+    let stream = streams.get_mut(&id)?;
+    let takes = matches!(stream.phase, Phase::Opening | Phase::Open);
+    (takes && !std::mem::replace(&mut stream.finish, true)).then_some(stream)
 }

@@ -293,14 +293,15 @@ impl Worker {
 
     /// Looks for messages without system calls, `patient`ly a few times over; true when there are some.
     pub(super) fn poll_links(&mut self, patient: bool) -> bool {
-        let rounds = POLLS_PER_LOOK.checked_div(self.pollable.len()).unwrap_or(0);
-        for _ in 1..if patient { rounds } else { 1 } {
-            if self.any_link_has(Link::poll) {
-                return true;
-            }
+        let rounds = match self.pollable.len() {
+            0 => return false,
+            links if patient => (POLLS_PER_LOOK / links).max(1),
+            _ => 1,
+        };
+        (0..rounds).any(|_| {
             std::hint::spin_loop();
-        }
-        self.any_link_has(Link::poll)
+            self.any_link_has(Link::poll)
+        })
     }
 
     /// Before the worker sleeps. True when it must not: there are messages.

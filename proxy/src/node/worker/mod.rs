@@ -219,7 +219,7 @@ impl Worker {
             let working = self.has_work();
             let spinning = !working && spin.wanted(self.now, self.crowd.many());
             let awake = working || spinning;
-            // Links that can be polled give notice only to who sleeps.
+            // Links that can be polled are asked for a notice only before the worker sleeps.
             let found = if awake { self.poll_links(spinning) } else { self.rest_links() };
             let timeout = if awake || found { Some(Duration::ZERO) } else { self.next_wait() };
             self.engine.wait(timeout, &mut events).await?;
