@@ -67,7 +67,7 @@ fn paths() -> [Path; 5] {
 
 pub(super) fn measure(cluster: &mut Cluster, rounds: u32, figures: &mut Figures) -> Result<()> {
     prepare(cluster)?;
-    // Bulk last: there are kernels that it brings down.
+    // Bulk last: it was seen to bring a guest's kernel down.
     for talks in [&PING_PONGS[..], &[Talk::Bulk]] {
         for number in 1..=rounds {
             eprintln!("round {number} of {rounds}");
