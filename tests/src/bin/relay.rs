@@ -1,45 +1,58 @@
-//! The floor of the benchmarks. `relay LISTEN CONNECT`, with TCP; `relay - CONNECT FAMILY` listens at its standard
-//! input, a socket, and connects by one of this family (IPv4's addresses).
+//! The floor of the benchmarks: joins whoever connects with a connection of its own.
 #![forbid(unsafe_code)]
 
-use rdmesh_tests::relay;
-use socket2::{Domain, Socket, Type};
+use anyhow::{Context, Result, bail};
+use rdmesh_tests::netns::Netns;
+use rdmesh_tests::relay::{self, By, End};
+use socket2::{SockAddr, Socket};
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::thread::spawn;
 
-fn main() -> io::Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["-", to, family] => {
-            let listener = TcpListener::from(io::stdin().as_fd().try_clone_to_owned()?);
-            let to: SocketAddr = to.parse().map_err(io::Error::other)?;
-            let family = Domain::from(family.parse::<i32>().map_err(io::Error::other)?);
-            serve(&listener, move || {
-                let socket = Socket::new(family, Type::STREAM, None)?;
-                socket.connect(&to.into())?;
-                Ok(socket.into())
-            })
+const USAGE: &str = "\
+usage: relay [--splice] [--connect-in NETNS] HERE THERE
+HERE and THERE are tcp:ADDRESS, smc:ADDRESS or rsocket:ADDRESS; HERE may be -, a listening socket at the standard input";
+const BACKLOG: i32 = 128;
+
+fn main() -> Result<()> {
+    let mut by = By::Copying;
+    let mut netns = None;
+    let mut ends = Vec::new();
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--splice" => by = By::Splicing,
+            "--connect-in" => netns = Some(Netns::open(&arguments.next().context(USAGE)?)?),
+            _ => ends.push(argument),
         }
-        [listen, to] => {
-            let to = to.to_owned();
-            serve(&TcpListener::bind(listen)?, move || TcpStream::connect(&to))
-        }
-        _ => {
-            eprintln!("usage: relay LISTEN CONNECT | relay - CONNECT FAMILY");
-            std::process::exit(2);
-        }
+    }
+    let [here, there] = ends.as_slice() else { bail!(USAGE) };
+    let listener = match here.as_str() {
+        "-" => Socket::from(io::stdin().as_fd().try_clone_to_owned()?),
+        here => listen(here.parse().context(USAGE)?)?,
+    };
+    let there: End = there.parse().context(USAGE)?;
+    loop {
+        // As it is: the library that is preloaded for rsockets knows no other call.
+        let (near, _) = listener.accept_raw()?;
+        let netns = netns.clone();
+        spawn(move || serve(near.into(), there, netns.as_ref(), by));
     }
 }
 
-fn serve(
-    listener: &TcpListener,
-    connect: impl Fn() -> io::Result<TcpStream> + Clone + Send + 'static,
-) -> io::Result<()> {
-    for near in listener.incoming() {
-        let (near, connect) = (near?, connect.clone());
-        spawn(move || relay::join(near, connect()?));
-    }
-    Ok(())
+fn listen(here: End) -> io::Result<Socket> {
+    let socket = here.sockets.open()?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&SockAddr::from(here.address))?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+fn serve(near: TcpStream, there: End, netns: Option<&Netns>, by: By) -> Result<()> {
+    // This thread is this connection's own.
+    netns.map_or(Ok(()), Netns::enter)?;
+    let far = there.sockets.open()?;
+    far.connect(&SockAddr::from(there.address))?;
+    Ok(relay::join(near, far.into(), by)?)
 }

@@ -196,11 +196,16 @@ pub enum Workload {
     CurlSmall { requests: u32 },
 }
 
+/// Makes a program's sockets rsockets.
+pub const PRELOAD: &str = "/usr/lib/x86_64-linux-gnu/rsocket/librspreload.so";
+
 /// What a program makes its sockets of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Sockets {
     Tcp,
     Smc,
+    /// A relay's alone, by the library that is preloaded for them.
+    Rsocket,
 }
 
 /// What our own programs at both ends do.

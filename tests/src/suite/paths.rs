@@ -46,6 +46,8 @@ pub enum Kind {
     },
     Nginx,
     Relay,
+    /// One relay that splices between two pods of a node.
+    SpliceSameNode,
     Peer(Peer),
 }
 
@@ -63,6 +65,7 @@ impl Kind {
             Self::Nginx,
             Self::Direct { same_node: true },
             Self::SameNode,
+            Self::SpliceSameNode,
         ]
     }
 
@@ -79,6 +82,7 @@ impl Kind {
             Self::Haproxy { tls: true } => "haproxy-tls",
             Self::Nginx => "nginx",
             Self::Relay => "relay",
+            Self::SpliceSameNode => "splice-same-node",
             Self::Peer(peer) => &peer.name,
         }
     }
@@ -86,8 +90,15 @@ impl Kind {
     fn same_node(&self) -> bool {
         match self {
             Self::Peer(peer) => peer.same_node,
-            _ => matches!(self, Self::SameNode | Self::Direct { same_node: true }),
+            Self::SameNode | Self::SpliceSameNode => true,
+            _ => *self == Self::Direct { same_node: true },
         }
+    }
+
+    /// Whether pods have capture's rules, and the packet sizes of their loopback interfaces: the floor is
+    /// one of both.
+    fn has_mesh(&self) -> bool {
+        self.meshed() || *self == Self::SpliceSameNode
     }
 
     fn meshed(&self) -> bool {
@@ -111,7 +122,7 @@ impl Bed {
         let plan = Plan::new()
             .pod("client", 1)
             .pod("server", server_node)
-            .routing(kind.meshed() && kind != Kind::Redirect);
+            .routing(kind.has_mesh() && kind != Kind::Redirect);
         let lab = Lab::new(&plan, &binary::proxy())?;
         let servers = servers::start(&lab, lab.pod("server"))?;
         let mut others = [Vec::new(), Vec::new()];
@@ -130,6 +141,10 @@ impl Bed {
             }
             Kind::Nginx => others = nginx_pair(&lab)?,
             Kind::Relay => others = Peer::relay()?.start(&lab, &PORTS)?,
+            Kind::SpliceSameNode => {
+                lab.mesh_up()?;
+                others = Peer::splice_same_node()?.start(&lab, &PORTS)?;
+            }
             Kind::Peer(peer) => others = peer.start(&lab, &PORTS)?,
         }
         Ok(Self { kind, servers, others, lab })

@@ -45,15 +45,23 @@ impl Peer {
 
     /// The relay of this suite: what two redirect hops cost at least when a thread reads and writes.
     pub fn relay() -> Result<Self> {
-        let program = std::env::current_exe()?.with_file_name("relay").display().to_string();
-        let words = |listen: &str, connect: &str| {
-            vec![program.clone(), listen.to_owned(), connect.to_owned()]
-        };
         Ok(Self {
             name: "relay".into(),
-            near: words("127.0.0.1:{port}", "{node}:{between}"),
-            far: Some(words("{node}:{between}", "{server}:{port}")),
+            near: relay(&["tcp:127.0.0.1:{port}", "tcp:{node}:{between}"])?,
+            far: Some(relay(&["tcp:{node}:{between}", "tcp:{server}:{port}"])?),
             same_node: false,
+        })
+    }
+
+    /// What two connections cost at least within a node: both over the loopback interface of their pod,
+    /// as rdmesh's are, and what comes from one is spliced to the other.
+    pub fn splice_same_node() -> Result<Self> {
+        let near = ["--splice", "--connect-in", "{server_netns}", HERE, HERE];
+        Ok(Self {
+            name: "splice-same-node".into(),
+            near: relay(&near)?,
+            far: None,
+            same_node: true,
         })
     }
 
@@ -69,6 +77,7 @@ impl Peer {
                         .replace("{between}", &between.to_string())
                         .replace("{node}", &topology::node_v4(2).to_string())
                         .replace("{server}", &server.v4.to_string())
+                        .replace("{server_netns}", server.netns.name())
                 });
                 let mut command = Command::new(words.next().unwrap_or_default());
                 command.args(words);
@@ -87,6 +96,14 @@ impl Peer {
         }
         Ok([near, far])
     }
+}
+
+/// In the pod, at the application's own port.
+const HERE: &str = "tcp:127.0.0.1:{port}";
+
+fn relay(arguments: &[&str]) -> Result<Vec<String>> {
+    let program = std::env::current_exe()?.with_file_name("relay").display().to_string();
+    Ok([program].into_iter().chain(arguments.iter().map(ToString::to_string)).collect())
 }
 
 #[cfg(test)]

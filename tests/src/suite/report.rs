@@ -77,7 +77,8 @@ the `tcp` fabric without and with TLS 1.3 between the nodes, in pods whose sysct
 `rdmesh-redirect` the first in pods without them; `relay` a pair of relays that read and \
 write, a thread for each direction and a TCP connection for each stream; `haproxy`, `haproxy-tls` \
 and `nginx` pairs of these in the same places, which the client addresses itself, without redirect; \
-`direct-same-node` and `rdmesh-same-node` with both pods on one node.\n\n";
+`direct-same-node` and `rdmesh-same-node` with both pods on one node, `splice-same-node` one relay \
+between them that splices.\n\n";
 
 /// The rows for people in a hurry, as a Markdown table.
 #[must_use]

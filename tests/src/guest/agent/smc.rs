@@ -5,14 +5,13 @@
 //! Debian 12 does not have.
 
 use super::node::sh;
+use crate::relay::SMC;
 use anyhow::{Context, Result, bail};
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketType};
 use serde_json::Value;
 use std::io;
 
-/// The kernel's number for SMC's sockets.
-pub(super) const FAMILY: u8 = 43;
 /// Both nodes have it, and no other: devices without RoCE v1 addresses, as Soft-RoCE's are, meet
 /// only under a name that an administrator gave ("user EID").
 const EID: &str = "RDMESH-BENCH";
@@ -57,7 +56,7 @@ pub(super) fn prepare() -> Result<Value> {
 /// The RDMA device that carries the connection between these ports, as the kernel says; an error
 /// when none does.
 pub(super) fn device_of(local: u16, peer: u16) -> Result<String> {
-    let mut body = vec![FAMILY, 0, 0, WANT_LINK];
+    let mut body = vec![SMC, 0, 0, WANT_LINK];
     body.resize(52, 0);
     let request = message(DIAG_BY_FAMILY, REQUEST | DUMP, &body);
     let sockets = ask(netlink::SOCK_DIAG, &request).context("ask for the sockets of SMC")?;
@@ -184,7 +183,7 @@ mod tests {
 
     /// A socket between ports 5001 and 40000, as the kernel lists it.
     fn listed(mode: u8, attributes: &[u8]) -> Vec<u8> {
-        let mut body = vec![FAMILY, 1, mode, 0];
+        let mut body = vec![SMC, 1, mode, 0];
         body.extend(5001_u16.to_be_bytes());
         body.extend(40_000_u16.to_be_bytes());
         body.resize(DIAG_BYTES, 0);

@@ -4,10 +4,11 @@
 //! What it does not do: tell a figure of a socket of SMC's that has become one of TCP.
 
 use super::{Agent, smc};
-use crate::guest::wire::{Measured, Place, Sockets, Talk};
+use crate::guest::wire::{Measured, PRELOAD, Place, Sockets, Talk};
+use crate::relay::End;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::SockAddr;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -31,18 +32,6 @@ impl Talk {
             Self::Bulk => (BULK_BYTES, false),
         }
     }
-}
-
-/// SMC's addresses are IPv4's.
-fn domain(sockets: Sockets) -> Domain {
-    match sockets {
-        Sockets::Tcp => Domain::IPV4,
-        Sockets::Smc => Domain::from(i32::from(smc::FAMILY)),
-    }
-}
-
-fn socket(sockets: Sockets) -> std::io::Result<Socket> {
-    Socket::new(domain(sockets), Type::STREAM, None)
 }
 
 fn patient(stream: &TcpStream) -> Result<()> {
@@ -73,19 +62,29 @@ impl Agent {
         (hears, heard, port): (Place, Sockets, u16),
         (speaks, spoken, to): (Place, Sockets, SocketAddr),
     ) -> Result<Value> {
-        let listener = self.listener(&hears, heard, port)?;
-        let program = std::env::current_exe()?.with_file_name("relay");
-        let mut command = Command::new(program);
-        command.arg("-").arg(to.to_string()).arg(i32::from(domain(spoken)).to_string());
-        command.stdin(OwnedFd::from(listener));
-        self.netns_of(&speaks)?.run(|| command.spawn()).context("start a relay")?;
+        let mut command = Command::new(std::env::current_exe()?.with_file_name("relay"));
+        let from = self.netns_of(&speaks)?;
+        let lives = if heard == Sockets::Rsocket {
+            // Such a socket is nothing that another process could listen at.
+            let here = End { sockets: heard, address: ([0, 0, 0, 0], port).into() };
+            command.arg("--connect-in").arg(from.name()).arg(here.to_string());
+            self.netns_of(&hears)?
+        } else {
+            command.arg("-").stdin(OwnedFd::from(self.listener(&hears, heard, port)?));
+            from
+        };
+        command.arg(End { sockets: spoken, address: to }.to_string());
+        if [heard, spoken].contains(&Sockets::Rsocket) {
+            command.env("LD_PRELOAD", PRELOAD);
+        }
+        lives.run(|| command.spawn()).context("start a relay")?;
         Ok(Value::Null)
     }
 
     fn listener(&self, place: &Place, sockets: Sockets, port: u16) -> Result<TcpListener> {
         let any = SockAddr::from(SocketAddr::from(([0, 0, 0, 0], port)));
         let listen = || -> std::io::Result<TcpListener> {
-            let socket = socket(sockets)?;
+            let socket = sockets.open()?;
             socket.bind(&any)?;
             socket.listen(16)?;
             Ok(socket.into())
@@ -102,7 +101,7 @@ impl Agent {
         for_ms: u64,
     ) -> Result<Value> {
         let connect = || -> std::io::Result<TcpStream> {
-            let socket = socket(sockets)?;
+            let socket = sockets.open()?;
             socket.connect(&SockAddr::from(to))?;
             Ok(socket.into())
         };

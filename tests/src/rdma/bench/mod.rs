@@ -10,15 +10,15 @@ mod figures;
 mod programs;
 mod smc;
 mod table;
+mod talks;
 
 use crate::guest::cluster::{PATIENCE, eventually};
 use crate::guest::image::Kernel;
-use crate::guest::wire::{Call, Ended, Place, Server};
+use crate::guest::wire::{Call, Ended, Place};
 use crate::guest::{Cluster, Setting};
 use crate::{Plan, binary};
 use anyhow::{Result, bail};
 use figures::Figures;
-use serde_json::Value;
 use std::time::{Duration, Instant};
 
 use super::scenarios::FORCED;
@@ -69,13 +69,7 @@ pub fn run(wanted: Wanted) -> Result<()> {
 
 fn measure(cluster: &mut Cluster, wanted: Wanted, figures: &mut Figures) -> Result<()> {
     if wanted.programs {
-        for pod in ["b", "y"] {
-            for server in [Server::Iperf, Server::Sockperf] {
-                cluster
-                    .machine(2)
-                    .call::<Value>(Call::Serve { pod: pod.into(), server }, PATIENCE)?;
-            }
-        }
+        programs::prepare(cluster)?;
         cluster.mesh(&Setting::new(FORCED))?;
         figures.miss("SMC-R", "it needs a newer kernel: `make bench-smc` measures it".to_owned());
     }

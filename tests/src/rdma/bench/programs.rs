@@ -1,13 +1,14 @@
 //! Application to application: sockperf and iperf3 through the mesh, over kernel TCP, over rsockets
-//! (preloaded), and what rdmacm-utils' own `rstream` does over rsockets.
+//! (preloaded), and what rdmacm-utils' own `rstream` does over rsockets; the floor of a proxy over them.
 //!
 //! What it does not do: wait for what stalls. After its time a program is killed, and the table says so.
 
 use super::figures::Figures;
+use super::talks::{self, PING_PONGS, PORT, Path, RELAYS, pod};
 use super::{KILLED, Listens, PEER, both_ends};
 use crate::guest::Cluster;
 use crate::guest::cluster::{PATIENCE, pod_ip};
-use crate::guest::wire::{Call, Measured, Workload};
+use crate::guest::wire::{Call, Measured, PRELOAD, Server, Sockets, Talk, Workload};
 use crate::topology;
 use anyhow::{Context, Result, anyhow, bail};
 use rdmesh_proxy::demo::workload::{IPERF_PORT, SOCKPERF_PORT};
@@ -24,8 +25,23 @@ const IPERF_SECONDS: u64 = 4;
 const STALLS_AFTER: Duration = Duration::from_secs(10);
 /// rsockets' listeners are known to no tool.
 const RSOCKETS_LISTEN_AFTER: Duration = Duration::from_millis(1_500);
+/// rsockets are addressed by the device's own address, which no namespace has.
+const NO_ADDRESS: &str = "not tried: the device has no address on a node";
 /// Both ends' iperf3 and sockperf of the pods have their own namespaces, so ports may be the same.
-const PRELOAD: &str = "env LD_PRELOAD=/usr/lib/x86_64-linux-gnu/rsocket/librspreload.so";
+
+pub(super) fn prepare(cluster: &Cluster) -> Result<()> {
+    for name in ["b", "y"] {
+        for server in [Server::Iperf, Server::Sockperf] {
+            let call = Call::Serve { pod: name.into(), server };
+            cluster.machine(2).call::<Value>(call, PATIENCE)?;
+        }
+        talks::hear(cluster, pod(name), Sockets::Tcp, PORT)?;
+    }
+    if cluster.spared().is_none() {
+        talks::start_relays(cluster, Sockets::Rsocket, PEER.parse()?)?;
+    }
+    Ok(())
+}
 
 pub(super) fn round(cluster: &Cluster, figures: &mut Figures) -> Result<()> {
     // The lane may have no link yet, or have given it back while others were measured.
@@ -44,7 +60,17 @@ pub(super) fn round(cluster: &Cluster, figures: &mut Figures) -> Result<()> {
         let bulk = program(cluster, client, to, IPERF_PORT, work).map(|m| m.value * 1e3);
         figures.add(&format!("{path} iperf3"), bulk)?;
     }
-    rsockets(cluster, figures)
+    rsockets(cluster, figures)?;
+    for talk in PING_PONGS.into_iter().chain([Talk::Bulk]) {
+        talks::say_meshed(cluster, talk, figures)?;
+        let path = Path::relays();
+        if cluster.spared().is_some() {
+            figures.miss(RELAYS, NO_ADDRESS.to_owned());
+        } else {
+            talks::say_on_device(cluster, &path, talk, &path.figure(talk), figures)?;
+        }
+    }
+    Ok(())
 }
 
 fn program(
@@ -72,8 +98,7 @@ fn rsockets(cluster: &Cluster, figures: &mut Figures) -> Result<()> {
             continue;
         }
         if cluster.spared().is_some() {
-            // Its sockets are addressed by the device's own address, which no namespace has.
-            figures.miss(&name, "not tried: the device has no address on a node".to_owned());
+            figures.miss(&name, NO_ADDRESS.to_owned());
             continue;
         }
         match one(cluster) {
@@ -100,9 +125,10 @@ fn over_rsockets(cluster: &Cluster, server: &str, client: &str) -> Result<String
 }
 
 fn sockperf(cluster: &Cluster, size: u32) -> Result<f64> {
-    let server = format!("{PRELOAD} sockperf server --tcp -i {PEER} -p {SOCKPERF_PORT}");
+    let server =
+        format!("env LD_PRELOAD={PRELOAD} sockperf server --tcp -i {PEER} -p {SOCKPERF_PORT}");
     let client = format!(
-        "{PRELOAD} sockperf ping-pong --tcp -i {PEER} -p {SOCKPERF_PORT} -t {SOCKPERF_SECONDS} \
+        "env LD_PRELOAD={PRELOAD} sockperf ping-pong --tcp -i {PEER} -p {SOCKPERF_PORT} -t {SOCKPERF_SECONDS} \
          --msg-size {size}"
     );
     let output = over_rsockets(cluster, &server, &client)?;
@@ -113,8 +139,9 @@ fn sockperf(cluster: &Cluster, size: u32) -> Result<f64> {
 
 /// Mbit/s.
 fn iperf(cluster: &Cluster) -> Result<f64> {
-    let server = format!("{PRELOAD} iperf3 -s -1 -p {IPERF_PORT}");
-    let client = format!("{PRELOAD} iperf3 -c {PEER} -p {IPERF_PORT} -t {IPERF_SECONDS} -J");
+    let server = format!("env LD_PRELOAD={PRELOAD} iperf3 -s -1 -p {IPERF_PORT}");
+    let client =
+        format!("env LD_PRELOAD={PRELOAD} iperf3 -c {PEER} -p {IPERF_PORT} -t {IPERF_SECONDS} -J");
     let output = over_rsockets(cluster, &server, &client)?;
     let report: Value = serde_json::from_str(&output).context("iperf3's report")?;
     let bits = report.pointer("/end/sum_received/bits_per_second").and_then(Value::as_f64);

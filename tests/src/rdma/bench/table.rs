@@ -1,7 +1,7 @@
 //! Medians and ratios, against their targets, as a table and as JSON.
 
 use super::figures::Figures;
-use super::{Wanted, fabric, programs, smc};
+use super::{Wanted, fabric, programs, smc, talks};
 use serde_json::{Value, json};
 
 /// What a ratio is to be.
@@ -100,9 +100,9 @@ fn program_rows() -> Vec<Row> {
 }
 
 /// The same program on both paths.
-fn smc_rows(ours: &str, other: &str, below: Target, above: Target) -> Vec<Row> {
+fn talk_rows(ours: &str, other: &str, below: Target, above: Target) -> Vec<Row> {
     let mut rows = Vec::new();
-    for size in smc::SIZES {
+    for size in talks::SIZES {
         let (ours, other) =
             (format!("{ours} ping-pong {size}"), format!("{other} ping-pong {size}"));
         let target = if size == 64 { below } else { Target::None };
@@ -111,6 +111,11 @@ fn smc_rows(ours: &str, other: &str, below: Target, above: Target) -> Vec<Row> {
     let (ours, other) = (format!("{ours} bulk"), format!("{other} bulk"));
     rows.push(row("one stream".to_owned(), "Mbit/s", ours, other, above));
     rows
+}
+
+/// Against relays that are joined by rsockets.
+fn floor_rows() -> Vec<Row> {
+    talk_rows("rdmesh", talks::RELAYS, Target::None, Target::None)
 }
 
 /// Title, the two columns, rows.
@@ -125,11 +130,11 @@ fn smc_tables() -> [(&'static str, &'static str, &'static str, Vec<Row>); 4] {
             "application to application",
             "rdmesh",
             "SMC-R",
-            smc_rows("rdmesh", "SMC-R", Target::AtMost(1.0), Target::AtLeast(1.0)),
+            talk_rows("rdmesh", "SMC-R", Target::AtMost(1.0), Target::AtLeast(1.0)),
         ),
-        ("the same", "rdmesh", "relays, SMC-R", smc_rows("rdmesh", smc::RELAYS, none, none)),
-        ("between pods", "rdmesh", "kernel TCP", smc_rows("rdmesh", "TCP of pods", none, none)),
-        ("between nodes", "SMC-R", "kernel TCP", smc_rows("SMC-R", "TCP of nodes", none, none)),
+        ("the same", "rdmesh", "relays, SMC-R", talk_rows("rdmesh", talks::RELAYS, none, none)),
+        ("between pods", "rdmesh", "kernel TCP", talk_rows("rdmesh", "TCP of pods", none, none)),
+        ("between nodes", "SMC-R", "kernel TCP", talk_rows("SMC-R", "TCP of nodes", none, none)),
     ];
     tables[0].3.push(large("rdmesh", smc::LARGE, Target::AtLeast(1.0)));
     tables[3].3.push(large(smc::LARGE, "TCP of nodes", none));
@@ -149,6 +154,7 @@ pub(super) fn print(figures: &Figures, wanted: Wanted, machines: &str) {
     }
     if wanted.programs {
         print_rows("application to application", "rdmesh", "other", figures, &program_rows());
+        print_rows("the same", "rdmesh", "relays, rsock", figures, &floor_rows());
     }
     if wanted.smc {
         for (title, ours, other, rows) in smc_tables() {
@@ -209,6 +215,7 @@ pub(super) fn json(figures: &Figures, wanted: Wanted) -> Value {
         "rounds": wanted.rounds,
         "fabric": if wanted.fabric { rows(fabric_rows()) } else { Vec::new() },
         "programs": if wanted.programs { rows(program_rows()) } else { Vec::new() },
+        "floor": if wanted.programs { rows(floor_rows()) } else { Vec::new() },
         "smc": smc,
         "not_measured": figures.missing(),
         "all": figures.all(),
