@@ -13,7 +13,7 @@ use super::types::{
     ResetReason, SendError, Side, StreamId,
 };
 use super::unacked::Unacked;
-use super::wire::{MESSAGE_BYTES_MIN, STREAM_ID_MAX};
+use super::wire::{DATA_BYTES, HEADER_BYTES, MESSAGE_BYTES_MIN, STREAM_ID_MAX};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -290,6 +290,12 @@ impl<P: Payload> Lane<P> {
         let bytes = stream.writable(self.config.send_queue_bytes_max);
         stream.writable_wanted = bytes == 0;
         bytes as usize
+    }
+
+    /// The largest piece that fits one message beside its headers and a small frame: who reads no
+    /// more at a time leaves no crumbs for the next message.
+    pub fn piece_bytes_max(&self) -> usize {
+        self.message_bytes_max as usize - HEADER_BYTES - 2 * DATA_BYTES
     }
 
     /// Takes bytes to send.

@@ -356,6 +356,19 @@ fn whole_pieces_are_not_cut_and_are_paid_for() {
 }
 
 #[test]
+fn the_largest_piece_goes_in_one_message() {
+    let mut pair = Pair::new(&LaneConfig { message_bytes_max: 4096, ..Default::default() });
+    let id = pair.open();
+    let bytes = pair.lanes[0].piece_bytes_max();
+    assert!(bytes > 4000);
+    pair.lanes[0].send(id, zeros(bytes)).unwrap();
+    let message = pair.transmit(0).expect("a message");
+    assert!(message.len() <= 4096);
+    pair.deliver(1, message);
+    assert_eq!((pair.data_bytes(1, id), pair.transmit(0)), (bytes, None));
+}
+
+#[test]
 fn reader_that_stops_stops_only_itself() {
     let mut pair = Pair::new(&LaneConfig::default());
     let (slow, quick) = (pair.open(), pair.open());

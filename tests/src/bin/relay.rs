@@ -37,7 +37,11 @@ fn main() -> Result<()> {
         // As it is: the library that is preloaded for rsockets knows no other call.
         let (near, _) = listener.accept_raw()?;
         let netns = netns.clone();
-        spawn(move || serve(near.into(), there, netns.as_ref(), by));
+        spawn(move || {
+            if let Err(error) = serve(near.into(), there, netns.as_ref(), by) {
+                eprintln!("relay to {there}: {error:#}");
+            }
+        });
     }
 }
 

@@ -20,6 +20,10 @@ const FIN_WAITS: Duration = Duration::from_micros(100);
 /// The two ends of the same-node pair are told apart by this in place of a peer's name.
 const SAME_NODE: &str = "";
 
+/// Between pods of a node a message is no buffer: what is moved goes on in pieces as large as its
+/// pipe, for half the system calls.
+const TWIN_MESSAGE_BYTES_MAX: u32 = 256 << 10;
+
 impl Worker {
     /// The lane to `peer` for streams opened here; made on first use.
     pub(super) fn lane_to(&mut self, peer: &NodeName, fabric: Fabric) -> Key {
@@ -34,19 +38,19 @@ impl Worker {
         if let Some(key) = self.lane_keys.get(&(NodeName::clone(peer), number)) {
             return *key;
         }
-        let mux = self.new_mux(side);
+        let mux = self.new_mux(side, self.lane_config.clone());
         let slot = LaneSlot::new(mux, NodeName::clone(peer), number, FabricKind::Tcp);
         let key = self.lanes.insert(slot);
         self.lane_keys.insert((NodeName::clone(peer), number), key);
         key
     }
 
-    fn new_mux(&self, side: Side) -> Lane<Payload> {
+    fn new_mux(&self, side: Side, config: mux::LaneConfig) -> Lane<Payload> {
         let side = match side {
             Side::Dialer => mux::Side::Dialer,
             Side::Acceptor => mux::Side::Acceptor,
         };
-        Lane::new(self.lane_config.clone(), side, self.budget.clone(), nonce())
+        Lane::new(config, side, self.budget.clone(), nonce())
     }
 
     /// The lane on which streams to pods of this node are opened.
@@ -55,7 +59,10 @@ impl Worker {
             return near;
         }
         let ends = [Side::Dialer, Side::Acceptor].map(|side| {
-            let mux = self.new_mux(side);
+            let mut config = self.lane_config.clone();
+            config.message_bytes_max = config.message_bytes_max.max(TWIN_MESSAGE_BYTES_MAX);
+            config.send_queue_bytes_max = TWIN_MESSAGE_BYTES_MAX;
+            let mux = self.new_mux(side, config);
             self.lanes.insert(LaneSlot::new(mux, SAME_NODE.into(), 0, FabricKind::Shm))
         });
         for (own, other) in [(ends[0], ends[1]), (ends[1], ends[0])] {

@@ -31,7 +31,7 @@ use crate::directory::Snapshot;
 use crate::fabric::Message;
 use crate::fabric::select::Fabrics;
 use crate::metrics::{NodeMetrics, SlabState, WorkerMetrics};
-use crate::mux::{self, Budget, LaneConfig};
+use crate::mux::{Budget, LaneConfig};
 use crate::node::messages::{Command, Mailbox, NodeName, Request};
 use crate::node::status::WorkerStatus;
 use arc_swap::ArcSwap;
@@ -54,9 +54,6 @@ use std::time::{Duration, Instant};
 use stream::Stream;
 use tracing::{info, warn};
 use watchdog::Watchdog;
-
-/// At least the header of one DATA frame.
-const FRAME_BYTES: usize = 16;
 
 /// What a worker is made from; everything else it makes in its own thread.
 pub struct Setup {
@@ -83,9 +80,6 @@ struct Worker {
     crowd: Crowd,
     arena: Arena,
     fabrics: Fabrics,
-    /// Most bytes of one read: what fits one message beside its headers, so that a bulk stream
-    /// leaves no crumbs for the next.
-    read_bytes_max: usize,
     budget: Rc<Budget>,
     lane_config: LaneConfig,
     streams: Slots<Stream>,
@@ -182,7 +176,6 @@ impl Worker {
             crowd: Crowd::new(now),
             arena: Arena::new(slab),
             fabrics,
-            read_bytes_max: message_bytes.saturating_sub(mux::HEADER_BYTES + FRAME_BYTES).max(1),
             budget: Rc::new(Budget::new(budget_bytes)),
             lane_config,
             streams: Slots::new(),

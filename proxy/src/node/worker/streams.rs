@@ -89,7 +89,7 @@ impl Worker {
             }
             return;
         }
-        let mut max = slot.mux.writable(stream.id).min(self.read_bytes_max);
+        let mut max = slot.mux.writable(stream.id).min(slot.mux.piece_bytes_max());
         if stream.early.is_some() {
             max = max.min(EARLY_BYTES_MAX - stream.early_bytes);
         }

@@ -27,7 +27,6 @@ const STALLS_AFTER: Duration = Duration::from_secs(10);
 const RSOCKETS_LISTEN_AFTER: Duration = Duration::from_millis(1_500);
 /// rsockets are addressed by the device's own address, which no namespace has.
 const NO_ADDRESS: &str = "not tried: the device has no address on a node";
-/// Both ends' iperf3 and sockperf of the pods have their own namespaces, so ports may be the same.
 
 pub(super) fn prepare(cluster: &Cluster) -> Result<()> {
     for name in ["b", "y"] {
