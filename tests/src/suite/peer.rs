@@ -40,6 +40,8 @@ impl Peer {
             let empty = command.is_some_and(Vec::is_empty);
             ensure!(!empty, "{}: {key} has no program", path.display());
         }
+        let apart = peer.far.is_none() || !peer.same_node;
+        ensure!(apart, "{}: with same_node there is no node for far to run on", path.display());
         Ok(peer)
     }
 
@@ -119,5 +121,20 @@ mod tests {
             let peer = Peer::read(Path::new(&path)).unwrap();
             assert_eq!((peer.name.as_str(), peer.same_node), (name, same_node));
         }
+    }
+
+    #[test]
+    fn a_peer_without_a_program_or_a_place_is_refused() {
+        let path = std::env::temp_dir().join(format!("rdmesh-peer-{}.yaml", std::process::id()));
+        for (rest, word) in [
+            ("near: []", "near has no program"),
+            ("near: [a]\nfar: []", "far has no program"),
+            ("near: [a]\nfar: [b]\nsame_node: true", "no node for far"),
+        ] {
+            std::fs::write(&path, format!("name: x\n{rest}\n")).unwrap();
+            let error = Peer::read(&path).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+        std::fs::remove_file(&path).unwrap();
     }
 }
