@@ -178,6 +178,11 @@ mod tests {
     }
 
     #[test]
+    fn each_path_has_a_colour_and_there_is_one_for_a_peer() {
+        assert!(Kind::all().len() < plot::COLOURS.len());
+    }
+
+    #[test]
     fn arguments_are_checked() {
         let quick = choose_paths(&parse("--quick").unwrap()).unwrap();
         assert!(quick.len() < Kind::all().len() && !quick.contains(&Kind::Redirect));

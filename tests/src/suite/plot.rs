@@ -10,7 +10,7 @@ use std::path::Path;
 
 const SIZE: (u32, u32) = (900, 520);
 /// Told apart by people who see few colours as well; one for each path, in the order of the run.
-const COLOURS: [RGBColor; 11] = [
+pub(super) const COLOURS: [RGBColor; 13] = [
     RGBColor(0, 0, 0),
     RGBColor(153, 153, 153),
     RGBColor(213, 94, 0),
@@ -22,6 +22,8 @@ const COLOURS: [RGBColor; 11] = [
     RGBColor(120, 94, 240),
     RGBColor(100, 70, 40),
     RGBColor(170, 20, 70),
+    RGBColor(150, 190, 0),
+    RGBColor(255, 120, 90),
 ];
 
 struct Line {
