@@ -98,6 +98,10 @@ impl Session {
                 }
             }
             self.connection.read_tls(&mut self.received)?;
+            // It takes 4 KiB at a time, and no more once it has a whole record.
+            while !self.received.is_empty()
+                && matches!(self.connection.read_tls(&mut self.received), Ok(1..))
+            {}
             self.connection.process_new_packets()?;
         }
         Ok(Some(total))

@@ -26,6 +26,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 /// lane's scheduler, not this queue, decides what goes next.
 const QUEUE_BYTES_MAX: usize = 256 << 10;
 const IO_SLICES_MAX: usize = 64;
+/// Less than two large messages: nobody sends in bulk.
+const FEW_BYTES: usize = 100 << 10;
+/// Two records.
+const PART_BYTES: usize = 32 << 10;
 /// Reads per turn, so that one busy link does not starve the rest of the worker.
 const READS_PER_TURN: usize = 4;
 /// The same in bytes, for payload that is not read.
@@ -58,7 +62,7 @@ pub(super) struct TcpLink {
     queued_bytes: usize,
 }
 
-/// A posted message and how much of it the kernel has taken.
+/// A posted message and how much of it the kernel, or the session, has taken.
 struct Posted {
     message: Transmit<Payload>,
     sent_bytes: usize,
@@ -81,7 +85,7 @@ impl Posted {
         true
     }
 
-    /// What the kernel has not taken: parts, and how much of the first it has.
+    /// What was not taken: parts, and how much of the first was.
     fn parts(&self) -> impl Iterator<Item = (&Payload, usize)> {
         let mut skip = self.sent_bytes;
         let all = std::iter::once(&self.message.head).chain(&self.message.tails);
@@ -238,26 +242,36 @@ impl TcpLink {
 
     /// Moves posted messages through the session as far as it and the socket take them.
     fn flush_tls(&mut self) -> Result<(), Broken> {
-        let Some(session) = &mut self.tls else { return Ok(()) };
-        loop {
-            while session.has_room() && !self.queue.is_empty() {
-                let mut slices = Vec::with_capacity(IO_SLICES_MAX);
-                let (mut messages, mut bytes) = (0, 0);
-                while let Some(Posted { message, .. }) = self.queue.get(messages)
-                    && slices.len() < IO_SLICES_MAX
-                {
-                    let parts = std::iter::once(&message.head).chain(&message.tails);
-                    slices.extend(parts.map(|part| IoSlice::new(part)));
-                    (messages, bytes) = (messages + 1, bytes + message.bytes);
-                }
-                session.encrypt(&mut slices)?;
-                self.queue.drain(..messages);
-                self.queued_bytes -= bytes;
-            }
-            if !session.write_to(&self.socket)? || self.queue.is_empty() {
-                return Ok(());
+        while let Some(session) = &mut self.tls {
+            if session.has_room() && !self.queue.is_empty() {
+                self.encrypt_next()?;
+            } else if !session.write_to(&self.socket)? || self.queue.is_empty() {
+                break;
             }
         }
+        Ok(())
+    }
+
+    /// Encrypts all that waits; or, where that is little, a part of it: the far end decrypts one while the
+    /// next is encrypted here.
+    fn encrypt_next(&mut self) -> Result<(), Broken> {
+        let Some(session) = &mut self.tls else { return Ok(()) };
+        let mut left = if self.queued_bytes > FEW_BYTES { usize::MAX } else { PART_BYTES };
+        let mut slices = Vec::with_capacity(IO_SLICES_MAX);
+        let mut taken = 0;
+        for (part, skip) in self.queue.iter().flat_map(Posted::parts).take(IO_SLICES_MAX) {
+            let rest = &part[skip..];
+            let bytes = &rest[..rest.len().min(left)];
+            if bytes.is_empty() {
+                break;
+            }
+            left -= bytes.len();
+            taken += bytes.len();
+            slices.push(IoSlice::new(bytes));
+        }
+        session.encrypt(&mut slices)?;
+        self.taken(taken);
+        Ok(())
     }
 }
 
