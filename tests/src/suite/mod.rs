@@ -164,7 +164,8 @@ fn choose_paths(options: &Options) -> Result<Vec<Kind>> {
     if !options.paths.is_empty() {
         kinds.retain(|kind| options.paths.iter().any(|name| name == kind.name()));
     } else if options.quick {
-        kinds.retain(|kind| !matches!(kind, Kind::Vxlan | Kind::Redirect | Kind::SpliceSameNode));
+        use Kind::{Nginx, Redirect, SpliceSameNode, Vxlan};
+        kinds.retain(|kind| !matches!(kind, Vxlan | Redirect | Nginx | SpliceSameNode));
     }
     Ok(kinds)
 }
