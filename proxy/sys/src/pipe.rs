@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 /// Room for a message of 64 KiB in the pieces that a network card makes of it.
-const PIPE_BYTES: usize = 256 << 10;
+pub const PIPE_BYTES: usize = 256 << 10;
 
 struct Pipe {
     read: OwnedFd,

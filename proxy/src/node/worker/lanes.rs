@@ -10,6 +10,7 @@ use crate::metrics::{Direction, FabricKind, FailoverReason, PassthroughReason};
 use crate::mux::{self, Lane, Open};
 use crate::node::messages::{NodeName, Request, Side, TCP_LANES, UnavailableReason};
 use rdmesh_config::Fabric;
+use rdmesh_sys::pipe::PIPE_BYTES;
 use rdmesh_sys::slab::Payload;
 use std::cmp::Reverse;
 use std::time::Duration;
@@ -21,8 +22,8 @@ const FIN_WAITS: Duration = Duration::from_micros(100);
 const SAME_NODE: &str = "";
 
 /// Between pods of a node a message is no buffer: what is moved goes on in pieces as large as its
-/// pipe, for half the system calls.
-const TWIN_MESSAGE_BYTES_MAX: u32 = 256 << 10;
+/// pipe.
+const TWIN_MESSAGE_BYTES_MAX: u32 = PIPE_BYTES as u32;
 
 impl Worker {
     /// The lane to `peer` for streams opened here; made on first use.

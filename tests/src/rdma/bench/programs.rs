@@ -4,7 +4,7 @@
 //! What it does not do: wait for what stalls. After its time a program is killed, and the table says so.
 
 use super::figures::Figures;
-use super::talks::{self, PING_PONGS, PORT, Path, RELAYS, pod};
+use super::talks::{self, PING_PONGS, PORT, Path, RELAYS, SIZES, pod};
 use super::{KILLED, Listens, PEER, both_ends};
 use crate::guest::Cluster;
 use crate::guest::cluster::{PATIENCE, pod_ip};
@@ -16,7 +16,6 @@ use serde_json::Value;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-pub(super) const SIZES: [u32; 3] = [64, 1024, 16_384];
 /// The pods outside the mesh are the second ones of their nodes.
 pub(super) const OUTSIDE: u8 = 11;
 const SOCKPERF_SECONDS: u64 = 2;

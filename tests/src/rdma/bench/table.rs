@@ -1,7 +1,7 @@
 //! Medians and ratios, against their targets, as a table and as JSON.
 
 use super::figures::Figures;
-use super::{Wanted, fabric, programs, smc, talks};
+use super::{Wanted, fabric, smc, talks};
 use serde_json::{Value, json};
 
 /// What a ratio is to be.
@@ -80,7 +80,7 @@ fn fabric_rows() -> Vec<Row> {
 fn program_rows() -> Vec<Row> {
     let mut rows = Vec::new();
     for (other, name) in [("tcp", "kernel TCP"), ("rsockets", "rsockets"), ("rstream", "rstream")] {
-        for size in programs::SIZES {
+        for size in talks::SIZES {
             let theirs = match other {
                 "rstream" => format!("rstream {size}"),
                 _ => format!("{other} sockperf {size}"),
