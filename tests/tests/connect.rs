@@ -56,6 +56,36 @@ fn data_sent_to_a_closed_port_is_not_swallowed() {
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
 }
 
+/// `iperf3 --bidir` tells its connections apart by the order in which they come.
+#[test]
+fn connections_arrive_in_the_order_in_which_they_were_made() {
+    const BURSTS: usize = 40;
+    let lab = quick_lab(&Plan::new().pod("a", 1).pod("b", 1).pod("c", 2));
+    let b = lab.pod("b");
+    for client in [lab.pod("a"), lab.pod("c")] {
+        let listener = b.listen();
+        let port = listener.local_addr().expect("its address").port();
+        for burst in 0..BURSTS {
+            let to = SocketAddr::new(b.ip(burst % 2 == 1), port);
+            // From less than the spare sockets of a pod at rest to many more.
+            let made: Vec<TcpStream> = (0..2 + burst)
+                .map(|index| {
+                    let mut stream = client.dial(to).expect("connect");
+                    // The others have nothing to say for now.
+                    if index % 3 != burst % 3 {
+                        stream.write_all(b"first").expect("write");
+                    }
+                    stream
+                })
+                .collect();
+            let port = |stream: &TcpStream| stream.local_addr().expect("its address").port();
+            let accepted = || accept(&listener).expect("accept").1.port();
+            let came: Vec<u16> = made.iter().map(|_| accepted()).collect();
+            assert_eq!(came, made.iter().map(port).collect::<Vec<_>>(), "burst {burst}");
+        }
+    }
+}
+
 /// An application behind a packet filter that drops: no answer ever comes.
 #[test]
 fn a_silent_application_times_out_as_configured() {

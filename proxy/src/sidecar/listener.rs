@@ -95,6 +95,14 @@ pub(super) fn accept_now(listener: &OwnedFd) -> io::Result<Option<OwnedFd>> {
     }
 }
 
+/// Whether a connection is to be accepted.
+pub(super) fn is_waiting(listener: &OwnedFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(listener, PollFlags::IN)];
+    // An error is for the accept to tell.
+    poll(&mut fds, Some(&Timespec::default())) != Ok(0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -50,6 +50,7 @@ const DIALS_WAITING_MAX: usize = 16_384;
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 /// When the sidecar looks for connections that the node proxy, which accepts them, has left.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+const SWEEP_LOOKS: u32 = 10;
 /// When a node proxy that stopped accepting, or did not want to, is asked again.
 const LEND_AGAIN_MIN: Duration = Duration::from_secs(1);
 const LEND_AGAIN_MAX: Duration = Duration::from_secs(300);
@@ -297,15 +298,21 @@ async fn sweep(listener: &OwnedFd, shared: &Rc<Shared>) {
     }
 }
 
-/// After a connection has arrived, and a node proxy that is well has accepted it.
+/// When connections were seen to wait at every look for a while: a node proxy that is well leaves none
+/// sooner or later. To take what it is about to accept would change the order.
 async fn arrived_a_while_ago(listener: &OwnedFd) {
-    let watched = listener.try_clone().and_then(rdmesh_sys::readiness::watch);
-    if let Ok(watched) = &watched {
-        let _ = watched.readable().await;
+    let mut looks = 0;
+    while looks < SWEEP_LOOKS {
+        if looks == 0 {
+            let watched = listener.try_clone().and_then(rdmesh_sys::readiness::watch);
+            if let Ok(watched) = &watched {
+                let _ = watched.readable().await;
+            }
+            // Not watched any more: each connection would wake the sidecar.
+        }
+        sleep(SWEEP_INTERVAL / SWEEP_LOOKS).await;
+        looks = if listener::is_waiting(listener) { looks + 1 } else { 0 };
     }
-    // Not watched any more: each connection would wake the sidecar.
-    drop(watched);
-    sleep(SWEEP_INTERVAL).await;
 }
 
 /// A connection that the node proxy accepted and does not carry.

@@ -3,9 +3,9 @@
 
 use super::Worker;
 use super::engine::Token;
-use super::pods::Dial;
+use super::lines::{Arrival, Pair};
 use super::slots::Key;
-use super::spares::{Progress, progress};
+use super::spares::{Attempt, Progress, progress};
 use super::stream::Stream;
 use crate::directory::policy::Verdict;
 use crate::handoff::{DialFailure, Family, ToSidecar, check_stream_socket};
@@ -13,7 +13,6 @@ use crate::metrics::{HandoffOutcome, PeerRejected, PolicyDirection, Role};
 use crate::mux::{Open, RefuseReason, StreamId};
 use crate::node::messages::NodeName;
 use rustix::io::Errno;
-use rustix::net::sockopt;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -22,13 +21,16 @@ use tracing::{debug, warn};
 /// A connection to an application that the worker has begun.
 pub(super) struct Connecting {
     socket: OwnedFd,
-    src: SocketAddr,
-    dst: SocketAddr,
+    arrival: Arrival,
 }
 
 impl Connecting {
     pub(super) fn socket(&self) -> &OwnedFd {
         &self.socket
+    }
+
+    pub(super) fn pair(&self) -> Pair {
+        self.arrival.pair()
     }
 }
 
@@ -44,23 +46,57 @@ impl Worker {
         let fabric = slot.fabric;
         let pod = self.admit(lane, open)?;
         let stream = Stream::new(lane, id, pod, Role::Server, fabric, self.now);
-        let Some(slot) = self.pods.get_mut(pod) else { return Err(RefuseReason::NoSidecar) };
-        let Some((socket, progress)) = slot.spares.connect(open.src, open.dst) else {
-            return self.dial(stream, open);
-        };
-        self.want_spares(pod, Family::of(open.dst));
-        match progress {
-            Progress::Connected => {
-                let key = self.await_socket(stream);
-                self.connected(key, socket);
-                Ok(())
-            }
-            Progress::Connecting => self.await_connect(stream, open, socket),
-            Progress::Failed(error) => {
-                self.metrics.handoff(HandoffOutcome::OpenFailed);
-                Err(refuse_reason(DialFailure::of(error)))
+        let arrival = Arrival { stream: self.await_socket(stream), open };
+        self.arrived(pod, arrival);
+        Ok(())
+    }
+
+    /// In the order of their arrival, see [`super::lines`].
+    fn arrived(&mut self, pod: Key, arrival: Arrival) {
+        let Some(slot) = self.pods.get_mut(pod) else { return };
+        let pair = arrival.pair();
+        // The sidecar keeps the order of what it is told: who needs it anyway need not wait.
+        let waits = slot.lines.busy(pair) && slot.spares.fit(arrival.open.src, arrival.open.dst);
+        if waits || slot.lines.waits(pair) {
+            let held_until = slot.lines.join(arrival, self.now);
+            self.held.extend(held_until.map(|at| (at, pod, pair)));
+        } else {
+            self.connect(pod, arrival, true);
+        }
+    }
+
+    /// Lets those go on whose turn it is.
+    fn advance(&mut self, pod: Key, pair: Pair, may_wait: bool) {
+        while let Some(arrival) = self.pods.get_mut(pod).and_then(|slot| slot.lines.next(pair)) {
+            // The client may have given up.
+            if self.streams.get(arrival.stream).is_some() && !self.connect(pod, arrival, may_wait) {
+                return;
             }
         }
+    }
+
+    /// False if it has to wait for a spare socket, which it does if it may.
+    fn connect(&mut self, pod: Key, arrival: Arrival, may_wait: bool) -> bool {
+        let Arrival { stream, open } = arrival;
+        let Some(slot) = self.pods.get_mut(pod) else { return true };
+        let attempt = slot.spares.connect(open.src, open.dst);
+        let waits = may_wait && matches!(attempt, Attempt::NoneReady);
+        if waits {
+            slot.lines.wait_for_spare(arrival);
+        }
+        if !matches!(attempt, Attempt::Unfit) {
+            self.want_spares(pod, Family::of(open.dst));
+        }
+        match attempt {
+            Attempt::Begun(socket, Progress::Connected) => self.connected(stream, socket),
+            Attempt::Begun(socket, Progress::Connecting) => {
+                self.await_connect(pod, arrival, socket)
+            }
+            Attempt::Begun(_, Progress::Failed(error)) => self.connect_failed(stream, error),
+            Attempt::NoneReady if waits => {}
+            Attempt::NoneReady | Attempt::Unfit => self.dial(pod, arrival),
+        }
+        !waits
     }
 
     /// The pod that a stream may be delivered to.
@@ -107,41 +143,58 @@ impl Worker {
     }
 
     /// Asks the destination's sidecar for a socket to its application.
-    fn dial(&mut self, mut stream: Stream, open: Open) -> Result<(), RefuseReason> {
-        let pod = stream.pod;
-        let handoff_id = self.next_handoff_id;
-        self.next_handoff_id = self.next_handoff_id.wrapping_add(1);
+    fn dial(&mut self, pod: Key, arrival: Arrival) {
+        let Open { src, dst } = arrival.open;
+        let id = self.next_handoff_id;
+        self.next_handoff_id = id.wrapping_add(1);
         let timeout_ms = u32::try_from(self.config.timeouts.open_ms).unwrap_or(u32::MAX);
-        let message = ToSidecar::Dial { id: handoff_id, src: open.src, dst: open.dst, timeout_ms };
+        let message = ToSidecar::Dial { id, src, dst, timeout_ms };
         if !self.tell(pod, &message, None) {
-            return Err(RefuseReason::NoSidecar);
+            return self.refuse_stream(arrival.stream, RefuseReason::NoSidecar);
         }
-        stream.handoff_id = handoff_id;
-        let stream = self.await_socket(stream);
+        if let Some(stream) = self.streams.get_mut(arrival.stream) {
+            stream.handoff_id = id;
+        }
         if let Some(slot) = self.pods.get_mut(pod) {
-            slot.dials.insert(handoff_id, Dial { stream, src: open.src, dst: open.dst });
+            slot.dials.insert(id, arrival);
         }
-        Ok(())
+        self.begun(pod, arrival.pair());
+    }
+
+    /// A connection to the application is under way.
+    fn begun(&mut self, pod: Key, pair: Pair) {
+        if let Some(slot) = self.pods.get_mut(pod) {
+            let held_until = slot.lines.begun(pair, self.now);
+            self.held.extend(held_until.map(|at| (at, pod, pair)));
+        }
+    }
+
+    /// It is made, or will not be.
+    pub(super) fn connect_over(&mut self, pod: Key, pair: Pair) {
+        if let Some(slot) = self.pods.get_mut(pod) {
+            slot.lines.over(pair);
+        }
+        self.advance(pod, pair, true);
     }
 
     pub(super) fn dialed(&mut self, key: Key, id: u32, socket: OwnedFd) {
-        let dial = self.pods.get_mut(key).and_then(|slot| slot.dials.remove(&id));
-        let Some(dial) = dial else {
+        let Some(dial) = self.pods.get_mut(key).and_then(|slot| slot.dials.remove(&id)) else {
             self.distrust(key, "a socket that nobody asked for");
             return;
         };
+        let Open { src, dst } = dial.open;
         match check_stream_socket(&socket) {
             // The port differs for a pod that speaks to itself: its own is taken.
-            Ok(ends) if ends.peer == dial.dst && ends.local.ip() == dial.src.ip() => {
+            Ok(ends) if ends.peer == dst && ends.local.ip() == src.ip() => {
                 self.metrics.handoff(HandoffOutcome::Opened);
                 if let Some(slot) = self.pods.get_mut(key) {
-                    slot.spares.reached(dial.dst);
+                    slot.spares.reached(dst);
                 }
-                self.want_spares(key, Family::of(dial.dst));
+                self.want_spares(key, Family::of(dst));
                 self.socket_opened(dial.stream, socket);
             }
             Ok(ends) => {
-                self.distrust(key, &format!("a socket to {} in place of {}", ends.peer, dial.dst));
+                self.distrust(key, &format!("a socket to {} in place of {dst}", ends.peer));
                 self.metrics.handoff(HandoffOutcome::BadSource);
                 self.refuse_stream(dial.stream, RefuseReason::Refused);
             }
@@ -152,13 +205,35 @@ impl Worker {
                 self.refuse_stream(dial.stream, RefuseReason::Refused);
             }
         }
+        self.connect_over(key, dial.pair());
     }
 
-    pub(super) fn dial_failed(&mut self, key: Key, id: u32, failure: DialFailure) {
-        let dial = self.pods.get_mut(key).and_then(|slot| slot.dials.remove(&id));
-        let Some(dial) = dial else { return };
+    /// False if there was no such dial.
+    pub(super) fn dial_failed(&mut self, key: Key, id: u32, reason: RefuseReason) -> bool {
+        let Some(dial) = self.pods.get_mut(key).and_then(|slot| slot.dials.remove(&id)) else {
+            return false;
+        };
         self.metrics.handoff(HandoffOutcome::OpenFailed);
-        self.refuse_stream(dial.stream, refuse_reason(failure));
+        self.refuse_stream(dial.stream, reason);
+        self.connect_over(key, dial.pair());
+        true
+    }
+
+    /// When the first line that is held up goes on.
+    pub(super) fn held_due(&self) -> Option<Instant> {
+        self.held.front().map(|(at, ..)| *at)
+    }
+
+    pub(super) fn expire_held(&mut self) {
+        while let Some((at, pod, pair)) = self.held.front().copied()
+            && at <= self.now
+        {
+            self.held.pop_front();
+            if let Some(slot) = self.pods.get_mut(pod) {
+                slot.lines.forget(pair, at);
+            }
+            self.advance(pod, pair, true);
+        }
     }
 
     fn want_spares(&mut self, key: Key, family: Family) {
@@ -176,77 +251,66 @@ impl Worker {
         socket: Option<OwnedFd>,
     ) {
         let Some(slot) = self.pods.get_mut(key) else { return };
-        let asked = slot.spares.arrived(family, ports, socket);
-        if !asked {
+        let none_left = socket.is_none();
+        if !slot.spares.arrived(family, ports, socket) {
             self.distrust(key, "a spare socket that nobody asked for");
+            return;
+        }
+        while let Some(slot) = self.pods.get_mut(key)
+            && (none_left || slot.spares.ready(family))
+            && let Some(pair) = slot.lines.next_for_spare(family)
+        {
+            self.advance(key, pair, !none_left);
         }
     }
 
-    /// Lists a stream whose connection to the application is under way.
-    fn await_connect(
-        &mut self,
-        mut stream: Stream,
-        open: Open,
-        socket: OwnedFd,
-    ) -> Result<(), RefuseReason> {
+    /// The connection of a stream to the application is under way.
+    fn await_connect(&mut self, pod: Key, arrival: Arrival, socket: OwnedFd) {
+        let key = arrival.stream;
         // Should it be given up when the application has it already, it ends by a reset.
         let armed = socket2::SockRef::from(&socket.as_fd()).set_linger(Some(Duration::ZERO));
         if self.connects.len() >= self.config.limits.streams_max as usize {
-            return Err(RefuseReason::Limits);
+            return self.refuse_stream(key, RefuseReason::Limits);
         }
-        stream.connecting = Some(Connecting { socket, src: open.src, dst: open.dst });
-        let key = self.await_socket(stream);
-        let watched = match self.streams.get(key).and_then(|stream| stream.connecting.as_ref()) {
-            Some(connecting) => self.engine.add(connecting.socket(), Token::Stream(key)),
-            None => Ok(()),
-        };
-        if let Err(error) = armed.and(watched) {
+        let watched = armed.and_then(|()| self.engine.add(&socket, Token::Stream(key)));
+        if let Some(stream) = self.streams.get_mut(key) {
+            stream.connecting = Some(Connecting { socket, arrival });
+        }
+        if let Err(error) = watched {
             debug!(%error, "socket cannot be watched");
-            self.refuse_stream(key, RefuseReason::Internal);
-            return Ok(());
+            return self.refuse_stream(key, RefuseReason::Internal);
         }
         let deadline = self.now + Duration::from_millis(self.config.timeouts.open_ms);
         self.connects.push_back((deadline, key));
-        Ok(())
+        self.begun(pod, arrival.pair());
     }
 
     /// Something has happened to a connection that the worker has begun.
     pub(super) fn connect_event(&mut self, key: Key) {
         let Some(stream) = self.streams.get_mut(key) else { return };
-        let Some(Connecting { socket, src, dst }) = stream.connecting.take() else { return };
-        match progress(&socket, src, dst) {
-            Progress::Connecting => stream.connecting = Some(Connecting { socket, src, dst }),
+        let Some(Connecting { socket, arrival }) = stream.connecting.take() else { return };
+        let pod = stream.pod;
+        match progress(&socket, arrival.open.src, arrival.open.dst) {
+            Progress::Connecting => stream.connecting = Some(Connecting { socket, arrival }),
             Progress::Connected => {
                 self.engine.remove(&socket);
                 self.connected(key, socket);
+                self.connect_over(pod, arrival.pair());
             }
             Progress::Failed(error) => {
                 self.engine.remove(&socket);
                 self.connect_failed(key, error);
+                self.connect_over(pod, arrival.pair());
             }
         }
     }
 
     fn connected(&mut self, key: Key, socket: OwnedFd) {
         self.metrics.handoff(HandoffOutcome::Opened);
-        self.socket_opened(key, socket);
-        self.unannounced.push(key);
-    }
-
-    /// A spare socket holds the handshake's last acknowledgement back for the first bytes to bring
-    /// it. Where none were written in this turn it must not wait: the server may speak first.
-    pub(super) fn announce(&mut self) {
-        let mut listed = std::mem::take(&mut self.unannounced);
-        for key in listed.drain(..) {
-            if let Some(stream) = self.streams.get(key)
-                && !stream.wrote
-                && let Some(socket) = &stream.socket
-            {
-                // Failing that, the kernel's own timer sends it.
-                let _ = sockopt::set_tcp_quickack(socket, true);
-            }
+        if let Some(stream) = self.streams.get_mut(key) {
+            stream.unannounced = true;
         }
-        self.unannounced = listed;
+        self.socket_opened(key, socket);
     }
 
     fn connect_failed(&mut self, key: Key, error: Errno) {
@@ -273,7 +337,7 @@ impl Worker {
     }
 }
 
-fn refuse_reason(failure: DialFailure) -> RefuseReason {
+pub(super) fn refuse_reason(failure: DialFailure) -> RefuseReason {
     match failure {
         DialFailure::Refused => RefuseReason::Refused,
         DialFailure::Timeout => RefuseReason::Timeout,

@@ -14,6 +14,7 @@ mod gather;
 mod idle;
 mod lane;
 mod lanes;
+mod lines;
 mod links;
 mod memory;
 mod pods;
@@ -39,6 +40,7 @@ use crowd::Crowd;
 use engine::{Engine, Event, Token};
 use futures_util::FutureExt;
 use lane::LaneSlot;
+use lines::Pair;
 use memory::Arena;
 use pods::PodSlot;
 use polling::Spin;
@@ -104,8 +106,8 @@ struct Worker {
     timers: BinaryHeap<Reverse<(Instant, u32, u32)>>,
     /// Connections to applications that are under way, and until when.
     connects: VecDeque<(Instant, Key)>,
-    /// Streams whose application may not have been told yet that it has a connection.
-    unannounced: Vec<Key>,
+    /// Lines that are held up, and until when.
+    held: VecDeque<(Instant, Key, Pair)>,
     /// Requests that the control thread's queue had no room for.
     unsent: VecDeque<Request>,
     messages: Vec<Message>,
@@ -193,7 +195,7 @@ impl Worker {
             to_serve: VecDeque::new(),
             timers: BinaryHeap::new(),
             connects: VecDeque::new(),
-            unannounced: Vec::new(),
+            held: VecDeque::new(),
             unsent: VecDeque::new(),
             messages: Vec::new(),
             next_handoff_id: 0,
@@ -239,10 +241,9 @@ impl Worker {
     /// How long to sleep when no event comes.
     fn next_wait(&self) -> Option<Duration> {
         let mut next = self.timers.peek().map(|Reverse((at, _, _))| *at);
-        for other in [self.stop_at, self.look_at, self.connects_due(), self.gather_due()]
-            .into_iter()
-            .flatten()
-        {
+        let others = [self.stop_at, self.look_at];
+        let queues = [self.connects_due(), self.held_due(), self.gather_due()];
+        for other in others.into_iter().chain(queues).flatten() {
             next = Some(next.map_or(other, |at| at.min(other)));
         }
         if !self.starved.is_empty() || !self.unsent.is_empty() {
@@ -274,7 +275,6 @@ impl Worker {
         // Writing frees windows and may end streams: tell the peers in the same turn.
         self.serve_lanes();
         self.write_streams();
-        self.announce();
         self.expire();
         self.watchdog.rest(self.now);
         self.look_at_device();
@@ -297,6 +297,7 @@ impl Worker {
             }
         }
         self.expire_connects();
+        self.expire_held();
         if self.stop_at.is_some_and(|at| at <= self.now) {
             self.stopped = true;
         }

@@ -2,8 +2,10 @@
 
 use super::Worker;
 use super::accept::Listener;
+use super::deliver::refuse_reason;
 use super::engine::{Event, Token};
 use super::lane::{Carrier, WAITING_MAX, Waiting};
+use super::lines::{Arrival, Lines};
 use super::slots::Key;
 use super::spares::Spares;
 use super::stream::Blocked;
@@ -26,13 +28,6 @@ const ANSWERS_MAX: usize = 1024;
 const SUSPICION_LASTS: Duration = Duration::from_secs(1);
 const SUSPICIONS_MAX: u32 = 4;
 
-/// A socket that the sidecar was asked to open.
-pub(super) struct Dial {
-    pub stream: Key,
-    pub src: SocketAddr,
-    pub dst: SocketAddr,
-}
-
 pub(super) struct PodSlot {
     pod: Arc<Pod>,
     /// `None` while the sidecar is away; its streams live on.
@@ -41,7 +36,9 @@ pub(super) struct PodSlot {
     pub streams: u32,
     /// Those of them whose socket was accepted here.
     pub accepted: u32,
-    pub dials: HashMap<u32, Dial>,
+    /// Sockets that the sidecar was asked to open.
+    pub dials: HashMap<u32, Arrival>,
+    pub lines: Lines,
     pub spares: Spares,
     /// Its lies are logged once.
     warned: bool,
@@ -86,6 +83,7 @@ impl Worker {
                     streams: 0,
                     accepted: 0,
                     dials: HashMap::new(),
+                    lines: Lines::default(),
                     spares: Spares::default(),
                     warned: false,
                     blocks: false,
@@ -121,9 +119,9 @@ impl Worker {
         let Some(channel) = slot.channel.take() else { return };
         self.engine.remove(&channel);
         slot.spares = Spares::default();
-        let dials = std::mem::take(&mut slot.dials);
-        for dial in dials.into_values() {
-            self.refuse_stream(dial.stream, RefuseReason::NoSidecar);
+        let dials = std::mem::take(&mut slot.dials).into_values();
+        for arrival in dials.chain(slot.lines.dissolve()) {
+            self.refuse_stream(arrival.stream, RefuseReason::NoSidecar);
         }
     }
 
@@ -199,7 +197,9 @@ impl Worker {
                 self.handed_over(key, id, orig_dst, socket);
             }
             (ToNode::Dialed { id }, Some(socket)) => self.dialed(key, id, socket),
-            (ToNode::DialFailed { id, reason }, None) => self.dial_failed(key, id, reason),
+            (ToNode::DialFailed { id, reason }, None) => {
+                self.dial_failed(key, id, refuse_reason(reason));
+            }
             (ToNode::Spare { family, ports }, socket) => {
                 self.spare_arrived(key, family, ports, socket);
             }
@@ -211,10 +211,7 @@ impl Worker {
 
     /// The descriptor of an `Open` or `Dialed` did not fit into this process.
     fn descriptor_lost(&mut self, key: Key, id: u32) {
-        let dial = self.pods.get_mut(key).and_then(|slot| slot.dials.remove(&id));
-        if let Some(dial) = dial {
-            self.refuse_stream(dial.stream, RefuseReason::Limits);
-        } else {
+        if !self.dial_failed(key, id, RefuseReason::Limits) {
             self.pass_through(key, id, PassthroughReason::Limits);
         }
     }

@@ -55,6 +55,15 @@ impl Default for Pool {
     }
 }
 
+/// What a spare socket does for a connection.
+pub(super) enum Attempt {
+    Begun(OwnedFd, Progress),
+    /// None is ready, and one could be used.
+    NoneReady,
+    /// The sidecar has to dial; nothing has left a socket here.
+    Unfit,
+}
+
 /// What has become of a connection that was begun.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Progress {
@@ -119,32 +128,41 @@ impl Spares {
         true
     }
 
-    /// A socket from `src` to the application at `dst`, and how far it is. `None`: the sidecar has
-    /// to dial, and nothing has left this socket.
-    pub fn connect(&mut self, src: SocketAddr, dst: SocketAddr) -> Option<(OwnedFd, Progress)> {
+    /// Whether the application could be reached by a spare socket.
+    pub fn fit(&mut self, src: SocketAddr, dst: SocketAddr) -> bool {
         if !self.reached.contains(&dst) {
-            return None;
+            return false;
         }
         let pool = self.pool(Family::of(dst));
-        if !(pool.ports.0..=pool.ports.1).contains(&src.port()) {
-            return None;
+        !pool.unsupported && (pool.ports.0..=pool.ports.1).contains(&src.port())
+    }
+
+    pub fn ready(&mut self, family: Family) -> bool {
+        !self.pool(family).ready.is_empty()
+    }
+
+    /// Begins a connection from `src` to the application at `dst`.
+    pub fn connect(&mut self, src: SocketAddr, dst: SocketAddr) -> Attempt {
+        if !self.fit(src, dst) {
+            return Attempt::Unfit;
         }
+        let pool = self.pool(Family::of(dst));
         let Some(socket) = pool.ready.pop() else {
             pool.target = (2 * pool.target).min(READY_MAX);
-            return None;
+            return Attempt::NoneReady;
         };
         match begin(&socket, src, dst) {
             Ok(()) => {
                 let progress = progress(&socket, src, dst);
-                Some((socket, progress))
+                Attempt::Begun(socket, progress)
             }
             Err(Errno::NOPROTOOPT | Errno::OPNOTSUPP) => {
                 pool.unsupported = true;
                 pool.ready.clear();
-                None
+                Attempt::Unfit
             }
             // A port that is taken: the sidecar has ways out.
-            Err(_) => None,
+            Err(_) => Attempt::Unfit,
         }
     }
 }
@@ -212,7 +230,7 @@ mod tests {
         spares.v4.ports = PORTS;
         spares.reached(dst);
         for _ in 0..10 {
-            assert!(spares.connect(src, dst).is_none());
+            assert!(matches!(spares.connect(src, dst), Attempt::NoneReady));
         }
         assert_eq!(spares.wanted(Family::V4), Some(READY_MAX));
         for _ in 0..10 {
@@ -239,12 +257,13 @@ mod tests {
         spares.wanted(Family::V4);
         let tcp = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         assert!(spares.arrived(Family::V4, PORTS, Some(tcp.into())));
-        assert!(spares.connect(src, dst).is_none());
+        assert!(matches!(spares.connect(src, dst), Attempt::Unfit));
         spares.reached(dst);
-        assert!(spares.connect("127.0.0.1:40002".parse().unwrap(), dst).is_none());
+        let other = "127.0.0.1:40002".parse().unwrap();
+        assert!(matches!(spares.connect(other, dst), Attempt::Unfit));
         assert_eq!(spares.v4.ready.len(), 1);
         spares.v4.ready = vec![any_socket()];
-        assert!(spares.connect(src, dst).is_none());
+        assert!(matches!(spares.connect(src, dst), Attempt::Unfit));
         assert!(spares.v4.ready.is_empty());
     }
 }

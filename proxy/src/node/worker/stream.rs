@@ -94,8 +94,8 @@ pub(super) struct Stream {
     /// The peer's FIN has come; it is passed on once `out` is empty.
     pub fin_received: bool,
     pub write_done: bool,
-    /// Bytes were written.
-    pub wrote: bool,
+    /// The application may not have been told yet that it has a connection.
+    pub unannounced: bool,
     /// Smaller reads until it is no longer worth to ask for bulk.
     bulk: u8,
     pub flow: Flow,
@@ -164,7 +164,7 @@ impl Stream {
             writable: true,
             fin_received: false,
             write_done: false,
-            wrote: false,
+            unannounced: false,
             bulk: 0,
             flow: Flow::new(now),
             gathering: false,
@@ -307,7 +307,6 @@ impl Stream {
                 Err(error) => return Err(error.into()),
             }
         }
-        self.wrote |= total > 0;
         self.hold();
         self.piped &= !self.out.is_empty();
         Ok(total)
@@ -371,6 +370,19 @@ impl Stream {
     pub(super) fn write_before_reset(&mut self) {
         self.fin_received = false;
         let _ = self.write(false);
+    }
+
+    /// A spare socket holds the handshake's last acknowledgement back for the first bytes to bring it.
+    /// So many were written at once. Without any it must not wait: the server may speak first, and
+    /// who comes next must not be there before.
+    pub(super) fn announce(&mut self, written: usize) {
+        if std::mem::take(&mut self.unannounced)
+            && written == 0
+            && let Some(socket) = &self.socket
+        {
+            // Failing that, the kernel's own timer sends it.
+            let _ = rustix::net::sockopt::set_tcp_quickack(socket, true);
+        }
     }
 
     /// Passes the peer's FIN on once everything before it was written.

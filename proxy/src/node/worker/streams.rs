@@ -223,6 +223,7 @@ impl Worker {
         let Some(stream) = self.streams.get_mut(key) else { return };
         match written {
             Ok(written) => {
+                stream.announce(written);
                 stream.finish_write();
                 if written > 0
                     && let Some(slot) = self.lanes.get_mut(lane)
@@ -426,6 +427,9 @@ impl Worker {
         }
         if stream.accepted {
             self.count_accepted(stream.pod, -1);
+        }
+        if let Some(connecting) = &stream.connecting {
+            self.connect_over(stream.pod, connecting.pair());
         }
         self.count_stream(stream.pod, -1);
         Some(stream)
