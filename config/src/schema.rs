@@ -87,10 +87,11 @@ pub struct Node {
     pub workers: u32,
     pub io: Io,
     pub polling: Polling,
-    /// Longest time a worker polls without sleeping after its last event (`polling: adaptive`). A
-    /// quarter of it while more than eight streams have traffic.
+    /// How long a worker polls after it has dealt with an event (`polling: adaptive`), unless that took as
+    /// long. While more than eight streams have traffic, a quarter of it from the event on.
     pub polling_spin_us: u64,
-    /// Most of its time that a worker polls in vain (`polling: adaptive`).
+    /// Most of its time that a worker polls in vain (`polling: adaptive`); what others use of it meanwhile,
+    /// for it offers them the CPU, is not counted.
     pub polling_share_percent: u32,
     pub fabric: Fabric,
     pub verbs: Verbs,
