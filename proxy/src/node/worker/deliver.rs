@@ -90,7 +90,7 @@ impl Worker {
         match attempt {
             Attempt::Begun(socket, Progress::Connected) => self.connected(stream, socket),
             Attempt::Begun(socket, Progress::Connecting) => {
-                self.await_connect(pod, arrival, socket)
+                self.await_connect(pod, arrival, socket);
             }
             Attempt::Begun(_, Progress::Failed(error)) => self.connect_failed(stream, error),
             Attempt::NoneReady if waits => {}
