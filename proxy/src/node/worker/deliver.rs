@@ -208,12 +208,17 @@ impl Worker {
         self.connect_over(key, dial.pair());
     }
 
-    /// False if there was no such dial.
-    pub(super) fn dial_failed(&mut self, key: Key, id: u32, reason: RefuseReason) -> bool {
+    pub(super) fn dial_failed(&mut self, key: Key, id: u32, failure: DialFailure) {
+        if self.end_dial(key, id, refuse_reason(failure)) {
+            self.metrics.handoff(HandoffOutcome::OpenFailed);
+        }
+    }
+
+    /// Refuses the stream of a dial that has come to nothing. False if there was no such dial.
+    pub(super) fn end_dial(&mut self, key: Key, id: u32, reason: RefuseReason) -> bool {
         let Some(dial) = self.pods.get_mut(key).and_then(|slot| slot.dials.remove(&id)) else {
             return false;
         };
-        self.metrics.handoff(HandoffOutcome::OpenFailed);
         self.refuse_stream(dial.stream, reason);
         self.connect_over(key, dial.pair());
         true
@@ -337,7 +342,7 @@ impl Worker {
     }
 }
 
-pub(super) fn refuse_reason(failure: DialFailure) -> RefuseReason {
+fn refuse_reason(failure: DialFailure) -> RefuseReason {
     match failure {
         DialFailure::Refused => RefuseReason::Refused,
         DialFailure::Timeout => RefuseReason::Timeout,

@@ -15,7 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 /// What is not connected by then is held up by the application: the others go on.
-pub(super) const HELD_MAX: Duration = Duration::from_millis(100);
+const HELD_MAX: Duration = Duration::from_millis(100);
 
 /// A stream that has to be connected to the application.
 #[derive(Debug, Clone, Copy)]

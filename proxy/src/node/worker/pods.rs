@@ -2,7 +2,6 @@
 
 use super::Worker;
 use super::accept::Listener;
-use super::deliver::refuse_reason;
 use super::engine::{Event, Token};
 use super::lane::{Carrier, WAITING_MAX, Waiting};
 use super::lines::{Arrival, Lines};
@@ -197,9 +196,7 @@ impl Worker {
                 self.handed_over(key, id, orig_dst, socket);
             }
             (ToNode::Dialed { id }, Some(socket)) => self.dialed(key, id, socket),
-            (ToNode::DialFailed { id, reason }, None) => {
-                self.dial_failed(key, id, refuse_reason(reason));
-            }
+            (ToNode::DialFailed { id, reason }, None) => self.dial_failed(key, id, reason),
             (ToNode::Spare { family, ports }, socket) => {
                 self.spare_arrived(key, family, ports, socket);
             }
@@ -211,7 +208,7 @@ impl Worker {
 
     /// The descriptor of an `Open` or `Dialed` did not fit into this process.
     fn descriptor_lost(&mut self, key: Key, id: u32) {
-        if !self.dial_failed(key, id, RefuseReason::Limits) {
+        if !self.end_dial(key, id, RefuseReason::Limits) {
             self.pass_through(key, id, PassthroughReason::Limits);
         }
     }
