@@ -21,6 +21,9 @@ IMAGE ?= localhost/rdmesh:dev
 E2E_POD_IMAGE := localhost/rdmesh-e2e:dev
 # Arguments for the program that a target runs: `make demo ARGS=--keep`.
 ARGS ?=
+# What `make unit` runs, in one build; the other tests need privileges, programs or a cluster.
+UNIT := $(addprefix -p rdmesh-,config fuzz injector proxy sys tests) --lib \
+	$(addprefix --test ,examples faults hostile golden https tidy)
 # Lane histories that `make sim` plays.
 SEEDS ?= 10000
 # What `make e2e` runs a second time, in pods where capture routes.
@@ -91,11 +94,9 @@ demo-rdma: setup-guest build ## The demo over RDMA queue pairs, in two emulated 
 test: unit sim chart e2e test-kube-if-set ## Unit tests, lane simulation, chart, end-to-end tests
 
 .PHONY: unit
-unit: setup-build ## Unit and property tests, and the tidy test
-	$(CARGO) test --locked -p rdmesh-config -p rdmesh-fuzz
-	$(CARGO) test --locked -p rdmesh-injector --lib --bins --test golden --test https
-	$(CARGO) test --locked -p rdmesh-proxy -p rdmesh-sys --lib --bins -- --skip mux::sim
-	$(CARGO) test --locked -p rdmesh-tests --test tidy
+unit: setup-build ## Unit and property tests, the tidy test, a second of each fuzz target
+	$(CARGO) test --locked $(UNIT) -- --skip mux::sim
+	$(CARGO) run --locked -p rdmesh-fuzz -- --seconds 1 --seed 1
 
 .PHONY: chart
 chart: setup-chart tools ## The Helm chart: lint, renderings, what the programs say to them, alerts
@@ -146,15 +147,15 @@ sim: setup-build ## Lane simulation: many seeded histories in virtual time (SEED
 e2e: setup-lab ## End-to-end tests: real programs and sockets in network namespaces (ARGS='--test bytes')
 	$(CARGO) build --locked -p rdmesh-proxy
 	$(if $(ARGS),,$(CARGO) test --locked $(RUN_AS_ROOT) -p rdmesh-proxy --test capture)
-	$(CARGO) test --locked $(RUN_AS_ROOT) -p rdmesh-tests $(ARGS)
+	$(CARGO) test --locked $(RUN_AS_ROOT) -p rdmesh-tests $(or $(ARGS),--test '*')
 	$(if $(ARGS),,RDMESH_E2E_ROUTING=1 $(CARGO) test --locked $(RUN_AS_ROOT) -p rdmesh-tests $(BY_ROUTING))
 
 .PHONY: stress
 stress: setup-lab ## All end-to-end tests (or ARGS='--test bytes'), N=3 processes at once: finds what a busy machine would
 	$(CARGO) build --locked -p rdmesh-proxy
-	$(CARGO) test --locked -p rdmesh-tests --no-run
+	$(CARGO) test --locked -p rdmesh-tests --test '*' --no-run
 	@rm -f $(TARGET_DIR)/stress-*.log; pids=; for n in $$(seq $(N)); do \
-		$(CARGO) test --locked $(RUN_AS_ROOT) -p rdmesh-tests --no-fail-fast $(ARGS) >$(TARGET_DIR)/stress-$$n.log 2>&1 & pids="$$pids $$!"; \
+		$(CARGO) test --locked $(RUN_AS_ROOT) -p rdmesh-tests --no-fail-fast $(or $(ARGS),--test '*') >$(TARGET_DIR)/stress-$$n.log 2>&1 & pids="$$pids $$!"; \
 	done; failed=0; for pid in $$pids; do wait $$pid || failed=1; done; \
 	grep -H '^test .* FAILED' $(TARGET_DIR)/stress-*.log || true; exit $$failed
 
@@ -208,8 +209,8 @@ bench-directory: ## What clusters of 20,000 and 150,000 pods cost a node: memory
 .PHONY: bench-micro
 bench-micro: setup-build ## Cost of frames, scheduling, credits, windows and handoff by themselves: times, instructions
 	@tests/setup.sh --check bench 2>/dev/null || tests/setup.sh bench
-	$(CARGO) bench --locked -p rdmesh-proxy --bench micro
-	tests/instructions.sh "$$($(CARGO) bench --locked -p rdmesh-proxy --bench micro --no-run 2>&1 | sed -n 's/.*(\(.*\))$$/\1/p')"
+	$(CARGO) bench --locked -p rdmesh-micro --bench micro
+	tests/instructions.sh "$$($(CARGO) bench --locked -p rdmesh-micro --bench micro --no-run 2>&1 | sed -n 's/.*(\(.*\))$$/\1/p')"
 
 .PHONY: bench-rdma
 bench-rdma: setup-guest build ## Compare with perftest, rsockets and kernel TCP in two emulated machines (ARGS='3 fabric --json')
