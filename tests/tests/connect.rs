@@ -5,6 +5,7 @@ use rdmesh_tests::sockets::{accept, accept_within, any_v4, assert_refused};
 use rdmesh_tests::{
     Lab, PATIENCE, Plan, PodSockets, direct, eventually, lab_with, needs_mesh, pair, two_pods,
 };
+use rustix::process::Signal;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
@@ -83,6 +84,40 @@ fn connections_arrive_in_the_order_in_which_they_were_made() {
             let came: Vec<u16> = made.iter().map(|_| accepted()).collect();
             assert_eq!(came, made.iter().map(port).collect::<Vec<_>>(), "burst {burst}");
         }
+    }
+}
+
+/// What the server's node proxy finds at once it announces in order, with first bytes or without.
+#[test]
+fn connections_that_come_together_keep_their_order() {
+    if needs_mesh("connections_that_come_together_keep_their_order") {
+        return;
+    }
+    let lab = quick_lab(&Plan::new().pod("a", 1).pod("b", 2));
+    let (a, b) = (lab.pod("a"), lab.pod("b"));
+    let listener = b.listen();
+    let to = SocketAddr::new(b.ip(false), listener.local_addr().expect("its address").port());
+    let signal = |signal| {
+        let process = lab.node(2).with_process(|process| process.signal(signal));
+        process.expect("running").expect("signal");
+    };
+    let seen = |metric| lab.node_metrics(1).expect("metrics").sum(metric, &[]);
+    let accepted = || accept(&listener).expect("accept").1.port();
+    let port = |stream: &TcpStream| stream.local_addr().expect("its address").port();
+    for _ in 0..5 {
+        // A lane, and spare sockets that are ready.
+        drop(pair(a, b));
+        eventually(PATIENCE, "nothing is open", || seen("rdmesh_streams_active") == 0.0);
+        let bytes = seen("rdmesh_stream_bytes_total");
+        signal(Signal::STOP);
+        let silent = a.dial(to).expect("connect");
+        let mut speaks = a.dial(to).expect("connect");
+        speaks.write_all(b"first").expect("write");
+        eventually(PATIENCE, "both are sent", || {
+            seen("rdmesh_streams_active") == 2.0 && seen("rdmesh_stream_bytes_total") == bytes + 5.0
+        });
+        signal(Signal::CONT);
+        assert_eq!([accepted(), accepted()], [port(&silent), port(&speaks)]);
     }
 }
 
